@@ -1,0 +1,437 @@
+"""The command line: options in, exit codes out, no logic of its own.
+
+Rules: only the named subcommand's parser is built and only what it needs is imported, since a wrapper's start time
+is part of its job; whatever goes wrong is one line on stderr, never a traceback; our own trouble is 125, as with
+`env` and `timeout`, and the options of the program that follows `--` are never looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from . import __version__, address, errors
+from .notices import Notices
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
+
+    from .address import Address
+    from .security import Security
+
+OUR_TROUBLE = 125
+_ADDRESSES = """\
+addresses:
+  /path, sock+unix:///path   the sockstream protocol on a Unix socket (the default)
+  :port, host:port, sock://  the protocol on TCP: plain on this machine, TLS elsewhere
+  sock+tls://host:port       the protocol, always in TLS
+  tcp:// unix:/// tls://     raw bytes, for programs that know nothing of sockstream
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line and exit 125."""
+
+    def error(self, message: str) -> NoReturn:
+        Notices().error(f"{message}; see {self.prog} --help")
+        raise SystemExit(OUR_TROUBLE)
+
+
+class Command:
+    """A subcommand: its summary for the list of commands, its examples, its options and what it does."""
+
+    __slots__ = ("examples", "name", "options", "perform", "summary", "takes_program")
+
+    def __init__(
+        self,
+        name: str,
+        summary: str,
+        examples: str,
+        options: Callable[[Parser], None],
+        perform: Callable[[argparse.Namespace], int],
+        takes_program: bool = False,
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.examples = examples
+        self.options = options
+        self.perform = perform
+        self.takes_program = takes_program
+
+    def parser(self) -> Parser:
+        """Build this command's parser; the program behind `--` is cut off before it is used."""
+        parser = Parser(
+            prog=f"sockstream {self.name}",
+            description=self.summary,
+            epilog=f"examples:\n{self.examples}\n{_ADDRESSES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=f"sockstream {self.name} [options]{' [address]' * (self.name in WITH_ADDRESS)}"
+            + " -- PROGRAM [ARG...]" * self.takes_program,
+            allow_abbrev=False,
+        )
+        self.options(parser)
+        return parser
+
+
+WITH_ADDRESS = ("serve", "listen", "connect")
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds, `inf` for no limit."""
+    value = float(text)
+    if not value >= 0:
+        raise ValueError
+    return value
+
+
+def variable(text: str) -> tuple[str, str]:
+    """Read NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _every_end(parser: Parser) -> None:
+    parser.add_argument("--token-file", metavar="FILE", help="the secret both ends share (default: the user's own)")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: every frame")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say errors only")
+    parser.add_argument(
+        "--grace", type=seconds, default=60.0, metavar="SECONDS", help="how long to live without a link (60; inf)"
+    )
+
+
+def _dialling(parser: Parser) -> None:
+    parser.add_argument(
+        "--wait", type=seconds, default=5.0, metavar="SECONDS", help="how long to try at the start (5; 0: once)"
+    )
+    parser.add_argument("--tls-ca", metavar="FILE", help="tls://: the authority to trust, in place of the system's")
+
+
+def _waiting(parser: Parser) -> None:
+    parser.add_argument("--tls-cert", metavar="FILE", help="the certificate of this end (tls:// needs one)")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key, if that is in a file of its own")
+    parser.add_argument("--insecure", action="store_true", help="let raw tcp:// wait on an address of the network")
+
+
+def _running(parser: Parser) -> None:
+    parser.add_argument("--only", choices=("out", "in"), help="carry only the outputs, or only the input")
+    parser.add_argument("--merge-stderr", action="store_true", help="send stderr where stdout goes")
+    parser.add_argument("--name", help="the program's name for viewers (default: its file name)")
+    parser.add_argument(
+        "--env", type=variable, action="append", default=[], metavar="NAME=VALUE", help="set a variable"
+    )
+    parser.add_argument("--chdir", metavar="DIR", help="run the program in this directory")
+    parser.add_argument(
+        "--eof-grace", type=seconds, metavar="SECONDS", help="raw: end the program so long after the peer's end of file"
+    )
+
+
+def _run_options(parser: Parser) -> None:
+    parser.add_argument("--to", metavar="ADDRESS", help="where the viewer end waits (default: the user's own socket)")
+    _running(parser)
+    _dialling(parser)
+    _every_end(parser)
+
+
+def _serve_options(parser: Parser) -> None:
+    parser.add_argument("address", metavar="ADDRESS", help="where to wait")
+    parser.add_argument("--once", action="store_true", help="run one program and end with its status")
+    parser.add_argument("--max", type=int, default=64, metavar="N", help="programs at a time (64)")
+    _running(parser)
+    _waiting(parser)
+    _every_end(parser)
+
+
+def _listen_options(parser: Parser) -> None:
+    parser.add_argument("address", nargs="?", metavar="ADDRESS", help="where to wait (default: the user's own socket)")
+    parser.add_argument("--once", action="store_true", help="one program: its exact bytes, its status")
+    parser.add_argument("--timestamps", action="store_true", help="put the time before each line")
+    _waiting(parser)
+    _every_end(parser)
+
+
+def _connect_options(parser: Parser) -> None:
+    parser.add_argument("address", metavar="ADDRESS", help="where the program end, or any raw service, waits")
+    parser.add_argument("--crlf", action="store_true", help="send line ends as CR LF, for line protocols")
+    _dialling(parser)
+    _every_end(parser)
+
+
+def _token_options(parser: Parser) -> None:
+    parser.add_argument("--show", action="store_true", help="print the token itself")
+    parser.add_argument("--set", action="store_true", help="read a token from stdin and keep it")
+    parser.add_argument("--replace", action="store_true", help="with --set: in place of another one")
+    parser.add_argument("--token-file", metavar="FILE", help="this file in place of the user's own")
+
+
+def _demo_options(parser: Parser) -> None:
+    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="SECONDS", help="about how long (4)")
+
+
+# ---- what the commands do
+
+
+def _notices(options: argparse.Namespace) -> Notices:
+    return Notices(0 if options.quiet else 1 + options.verbose)
+
+
+def _address(text: str | None) -> Address:
+    if text:
+        return address.parse(text)
+    from . import unixsocket
+
+    return unixsocket.default_address(os.environ)
+
+
+def _security(options: argparse.Namespace) -> Security:
+    from .security import Security
+
+    return Security(
+        token_file=options.token_file,
+        cert_file=getattr(options, "tls_cert", None),
+        key_file=getattr(options, "tls_key", None),
+        ca_file=getattr(options, "tls_ca", None),
+    )
+
+
+def _check_waiting(where: Address, options: argparse.Namespace, notices: Notices) -> None:
+    """Raw and open to others is refused, or at least said."""
+    if where.scheme == "tls" and not options.tls_cert:
+        raise errors.AddressError(f"{where} needs --tls-cert (and --tls-key): those who dial it verify a certificate")
+    if where.scheme != "tcp":
+        return
+    if not where.host_is_loopback and not options.insecure:
+        raise errors.AddressError(
+            f"{where} would let anybody on the network in, without a token or encryption: "
+            f"use sock+tls://{where.host}:{where.port}, or say --insecure"
+        )
+    if options.command == "serve" and where.host_is_loopback:
+        notices.say(f"any user or web page on this machine can reach {where}; sock:// asks for the token")
+
+
+def _job(options: argparse.Namespace) -> Job:
+    from .program import Job
+
+    if options.chdir is not None:
+        try:
+            os.chdir(options.chdir)
+        except OSError as error:
+            raise errors.ProgramError(f"cannot enter {options.chdir!r}: {error.strerror}", OUR_TROUBLE) from error
+    return Job(
+        options.program,
+        {**os.environ, **dict(options.env)},
+        only=options.only,
+        merge_stderr=options.merge_stderr,
+        name=options.name,
+        grace=options.grace,
+        eof_grace=options.eof_grace,
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .runner import Runner
+
+    where, credentials = _address(options.to), _security(options)
+    return Runner(_job(options), where, credentials, _notices(options), options.wait).run()
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .server import Server
+
+    where, notices, credentials = _address(options.address), _notices(options), _security(options)
+    _check_waiting(where, options, notices)
+    server = Server(_job(options), where, credentials, notices, once=options.once, most=options.max)
+    return server.run()
+
+
+def _listen(options: argparse.Namespace) -> int:
+    from .viewers.listening import Listening
+
+    where, notices = _address(options.address), _notices(options)
+    _check_waiting(where, options, notices)
+    return Listening(
+        where,
+        _security(options),
+        notices,
+        once=options.once,
+        timestamps=options.timestamps,
+        grace=options.grace,
+    ).run()
+
+
+def _connect(options: argparse.Namespace) -> int:
+    from .viewers.connecting import Connecting
+
+    return Connecting(
+        _address(options.address),
+        _security(options),
+        _notices(options),
+        wait=options.wait,
+        grace=options.grace,
+        crlf=options.crlf,
+    ).run()
+
+
+def _token(options: argparse.Namespace) -> int:
+    from . import token
+
+    if options.set:
+        path = token.store(sys.stdin.readline(), options.token_file, replace=options.replace)
+        print(f"the token is kept in {path}")
+        return 0
+    secret = token.load(options.token_file)
+    if options.show:
+        print(token.to_hex(secret))
+    else:
+        print(options.token_file or token.default_path())
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import demonstrate
+
+    return demonstrate(options.seconds)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "run",
+            "Run a program with its stdin, stdout and stderr on a socket that a viewer end listens on.",
+            "  sockstream run -- ./report.py\n  sockstream run --to sock+tls://desk:7411 -- make test\n"
+            "  sockstream run --to tcp://127.0.0.1:9000 --only out -- tail -f log",
+            _run_options,
+            _run,
+            takes_program=True,
+        ),
+        Command(
+            "serve",
+            "Wait for viewers and run a program for each.",
+            "  sockstream serve :7411 -- python3 -i\n  sockstream serve tcp://127.0.0.1:7000 -- cat\n"
+            "  sockstream serve --once /tmp/build.sock -- make",
+            _serve_options,
+            _serve,
+            takes_program=True,
+        ),
+        Command(
+            "listen",
+            "Wait for programs and show them in this terminal.",
+            "  sockstream listen\n  sockstream listen --once :7411 >output\n  sockstream listen --timestamps",
+            _listen_options,
+            _listen,
+        ),
+        Command(
+            "connect",
+            "Dial a program that is served, or any raw service, from this terminal.",
+            "  sockstream connect :7411\n  sockstream connect --crlf tcp://127.0.0.1:80",
+            _connect_options,
+            _connect,
+        ),
+        Command(
+            "token",
+            "Show where the token is, or carry it to a second machine.",
+            "  sockstream token\n  sockstream token --show | ssh other sockstream token --set",
+            _token_options,
+            _token,
+        ),
+        Command("demo", "See it work: a script's output arrives live in another process.", "  sockstream demo",
+                _demo_options, _demo),
+    )
+}  # fmt: skip
+
+
+def general_help() -> str:
+    """Return what `sockstream --help` prints."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {c.name:{width}}  {c.summary}" for c in COMMANDS.values())
+    return (
+        "usage: sockstream COMMAND [options] [-- PROGRAM [ARG...]]\n\n"
+        "Put any program's stdin, stdout and stderr on a socket, without touching the program.\n\n"
+        f"commands:\n{rows}\n\n"
+        "examples:\n  sockstream listen                  in one terminal\n"
+        "  sockstream run -- ./report.py      in another\n\n"
+        f"{_ADDRESSES}\n"
+        "'sockstream COMMAND --help' shows a command's options; 'sockstream --version' the version.\n"
+        "'sockstream --man' prints the manual page, 'sockstream --completion bash' the shell's completion.\n"
+    )
+
+
+def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
+    """Parse a subcommand's words; what follows the first `--` is the program, unseen."""
+    words = list(words)
+    program: list[str] = []
+    if command.takes_program and "--" in words:
+        cut = words.index("--")
+        words, program = words[:cut], words[cut + 1 :]
+    parser = command.parser()
+    options, surplus = parser.parse_known_args(words)
+    if command.takes_program and not program:
+        hint = f"sockstream {command.name} ... -- {' '.join(surplus) or 'PROGRAM'}"
+        parser.error(f"no program: put it behind two dashes, {hint}")
+    if surplus:
+        parser.error(f"unknown: {' '.join(surplus)}")
+    options.command, options.program = command.name, program
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    general = _GENERAL.get(words[0]) if words else _GENERAL["--help"]
+    if general is not None:
+        sys.stdout.write(general(words[1:]))
+        return 0 if words else OUR_TROUBLE
+    command = COMMANDS.get(words[0])
+    if command is None:
+        Notices().error(f"there is no command {words[0]!r}: {', '.join(COMMANDS)}; see sockstream --help")
+        return OUR_TROUBLE
+    try:
+        return command.perform(parse(command, words[1:]))
+    except errors.SockstreamError as error:
+        Notices().error(str(error))
+        return error.status if isinstance(error, errors.ProgramError) else OUR_TROUBLE
+    except KeyboardInterrupt:
+        return 130
+
+
+def entry() -> NoReturn:
+    """Run the installed script: leave without the interpreter's farewell, which costs 3 ms."""
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else OUR_TROUBLE
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # nobody reads any more
+        status = status or OUR_TROUBLE
+    os._exit(status)
+
+
+def _man(_words: Sequence[str]) -> str:
+    from .manual import man_page
+
+    return man_page()
+
+
+def _completion(words: Sequence[str]) -> str:
+    from .manual import completion
+
+    return completion(words[0] if words else "bash")
+
+
+_GENERAL: dict[str, Callable[[Sequence[str]], str]] = {
+    "--help": lambda _words: general_help(),
+    "-h": lambda _words: general_help(),
+    "--version": lambda _words: f"sockstream {__version__}\n",
+    "--man": _man,
+    "--completion": _completion,
+}
+
+if TYPE_CHECKING:
+    from .program import Job

@@ -1,0 +1,1 @@
+"""Viewer ends: what shows or drives a program."""
