@@ -75,9 +75,10 @@ class Application:
         self.gone: list[tuple[int, str]] = []
 
     def absorb(self, now: float) -> None:
-        """Note every event that is due."""
-        for event in self.session.events():
-            self._note(event, now)
+        """Note every event that is due, those too that come of taking."""
+        while events := self.session.events():
+            for event in events:
+                self._note(event, now)
 
     def _note(self, event: object, now: float) -> None:
         match event:
@@ -242,7 +243,7 @@ def connected(
 
 
 def adoption(program: Application, now: float = 0.0, *, number: int = 0, window_bits: int = 20) -> Pair:
-    """Return a pair in which a new viewer, knowing nothing of the session, takes the program over; nothing has moved."""
+    """Return a pair, still without a link, in which a new viewer that knows nothing will take the program over."""
 
     def adopt(pair: Pair, now: float) -> None:
         pair.ends[WAITER] = Application(viewer_session(window_bits, adopting=pair.links[WAITER].peer))

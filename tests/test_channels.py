@@ -494,10 +494,18 @@ def taken_window(elapsed: float, round_trip: float, *, bits: int = 16) -> Incomi
 
 @pytest.mark.parametrize(
     ("elapsed", "round_trip", "grows"),
-    [(0.1, 0.1, True), (0.19, 0.1, True), (0.21, 0.2, False), (0.1, 0.04, False), (10.0, 10.0, False)],
+    [
+        (0.1, 0.1, True),
+        (0.19, 0.1, True),
+        (0.0, 0.001, True),
+        (0.21, 0.2, False),
+        (0.1, 0.04, False),
+        (10.0, 10.0, False),
+        (0.0, 0.0, False),
+    ],
 )
 def test_a_window_grows_where_it_is_the_limit(elapsed: float, round_trip: float, grows: bool) -> None:
-    """It is doubled when a whole one was taken within 200 ms and two round trips."""
+    """It is doubled when a whole one was taken within 200 ms and two round trips; not before a round trip is known."""
     assert taken_window(elapsed, round_trip).bits == (17 if grows else 16)
 
 

@@ -296,7 +296,11 @@ def test_an_unreadable_record(data: bytes) -> None:
 def test_every_record_fits_its_frame() -> None:
     """However long the texts, no record passes 1,024 bytes."""
     long = Status(How.NOT_STARTED, 127, "ä" * 10_000)
-    for record in (records.Exited(long), records.End(dict.fromkeys(range(5), OLDEST), long), records.Signal("S" * 9999)):
+    for record in (
+        records.Exited(long),
+        records.End(dict.fromkeys(range(5), OLDEST), long),
+        records.Signal("S" * 9999),
+    ):
         assert len(record.encode()) <= 1024
 
 

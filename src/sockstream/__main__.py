@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sockstream.cli import main
+from sockstream.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()

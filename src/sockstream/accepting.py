@@ -64,16 +64,21 @@ class Acceptor:
         self.make_stream = make_stream
         self._listener = listener
         self._unknown: dict[Unknown, None] = {}
-        self._closed = False
+        self._closed = self._paused = False
         self.resume()
 
     def pause(self) -> None:
         """Accept nobody; the kernel's backlog holds those who come."""
+        self._paused = True
         self.loop.unwatch(self._listener.fileno())
 
     def resume(self) -> None:
         """Accept again."""
-        if not self._closed:
+        self._paused = False
+        self._watch()
+
+    def _watch(self) -> None:
+        if not (self._closed or self._paused):
             self.loop.watch(self._listener.fileno(), READ, self._accept)
 
     def close(self) -> None:
@@ -93,7 +98,8 @@ class Acceptor:
         self._unknown.pop(unknown, None)
 
     def _accept(self, _mask: int) -> None:
-        for _ in range(_ACCEPTS_A_TURN):
+        # Raw peers one by one: the first may be the last that is wanted, and its owner says so before the next turn.
+        for _ in range(1 if self.address.is_raw else _ACCEPTS_A_TURN):
             try:
                 sock, _name = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -104,12 +110,16 @@ class Acceptor:
             self._admit(sock)
 
     def _catch_breath(self, error: OSError) -> None:
-        """Out of descriptors or memory: go on a little later, sessions that live are not to suffer."""
-        if error.errno not in _OUT_OF_DESCRIPTORS:
-            raise error
+        """Go on a little later: sessions that live are not to suffer.
+
+        Out of descriptors, the oldest unknown one gives his; anything else (accept(2) hands on errors of the network
+        that wait on a new connection) passes by itself.
+        """
         self.notices.about_peer("accept", f"{error.strerror}; connections have to wait")
-        self.pause()
-        self.loop.call_later(_BREATH, self.resume)
+        if error.errno in _OUT_OF_DESCRIPTORS and self._unknown:
+            next(iter(self._unknown)).drop()
+        self.loop.unwatch(self._listener.fileno())
+        self.loop.call_later(_BREATH, self._watch)
 
     def _admit(self, sock: socket.socket) -> None:
         peer = transport.peer_text(sock)
@@ -205,13 +215,13 @@ class Unknown:
         return self._link_core(security.plain_binding(self.sock, dials=False))
 
     def _speak_tls(self) -> None:
-        from . import tls
-
         acceptor = self.acceptor
         try:
+            from . import tls
+
             context, certificate = acceptor.credentials.server_context(acceptor.address)
-        except SockstreamError as error:
-            self.refuse(str(error))
+        except (SockstreamError, OSError, ImportError) as error:  # an import needs descriptors, and there may be none
+            self.refuse(f"cannot speak TLS: {error}")
             return
 
         def core(_ssl: object) -> Core:
@@ -219,7 +229,8 @@ class Unknown:
                 return self._raw_core()
             return self._link_core(tls.certificate_binding(certificate))
 
-        self._speak(tls.TlsLayer(context, server_side=True, make_core=core, on_data=self._on_plaintext))
+        alpn = None if acceptor.address.is_raw else tls.ALPN
+        self._speak(tls.TlsLayer(context, server_side=True, make_core=core, on_data=self._on_plaintext, alpn=alpn))
 
     def _link_core(self, binding: bytes) -> Core:
         acceptor = self.acceptor
@@ -253,10 +264,20 @@ class Unknown:
         if self.link is not None and self.acceptor.on_link is not None:
             self.acceptor.on_link(self.driver, self.link)
         elif self.stream is not None and self.acceptor.on_stream is not None:
-            self.acceptor.on_stream(self.driver, self.stream)
+            self._hand_on_stream(self.driver, self.stream)
+
+    def _hand_on_stream(self, driver: SocketDriver, stream: RawStream) -> None:
+        """A raw peer may be gone again before there is a program for it."""
+        assert self.acceptor.on_stream is not None
+        try:
+            self.acceptor.on_stream(driver, stream)
+        except SockstreamError as error:
+            self.refuse(str(error))
 
     def _on_lost(self, error: SockstreamError | None) -> None:
         self._leave()
+        if error is None:  # the owner has refused it, and said so
+            return
         hint = ""
         if isinstance(error, RemoteProtocolError) and self.acceptor.address.is_unix:
             hint = " (a Unix socket takes the plain protocol only)"

@@ -26,11 +26,13 @@ _FAST = 0.2  # seconds in which a whole window must be taken for it to grow (DES
 class Outgoing:
     """The sending side of a channel.
 
-    records: each chunk is one frame (channel 0): never joined, never split, exempt from credit.
+    records: each chunk is one frame (channel 0): never joined, never split, exempt from credit. start: the offset at
+    which an adopting end begins: what came before is not kept here, and what of it is taken the first TAKEN will tell.
     """
 
     __slots__ = (
         "_fin_announced",
+        "_kept_from",
         "_unsent",
         "_untaken",
         "base",
@@ -47,7 +49,8 @@ class Outgoing:
 
     def __init__(self, channel: int, *, start: int = 0, records: bool = False) -> None:
         self.channel = channel
-        self.base = self.sent = self.end = start
+        self.base = 0
+        self.sent = self.end = self._kept_from = start
         self.window = 1 << DEFAULT_WINDOW_BITS
         self.records = records
         self.finished = self.fin_sent = self._fin_announced = self.stopped = self.gap_due = False
@@ -119,23 +122,24 @@ class Outgoing:
         if window < self.window:
             raise RemoteProtocolError(f"the peer made the window of channel {self.channel} smaller")
         self.window = window
-        self._forget(offset - self.base)
+        self._forget(offset - max(self.base, self._kept_from))
         self.base = offset
 
     def resume(self, wanted: int, window: int) -> None:
         """Begin a new link at the offset that the peer wants; raises SessionLost where that is gone."""
         self.fin_sent = False
-        self.window = max(window, self.window)
         self.gap_due = wanted == OLDEST
-        offset = self.base if self.gap_due else wanted
-        if not self.base <= offset <= self.sent:
+        self.window = window if self.gap_due else max(window, self.window)  # a new process grants its own
+        kept = max(self.base, self._kept_from)
+        offset = kept if self.gap_due else wanted
+        if not kept <= offset <= self.sent:
             raise SessionLost(
-                f"the peer wants channel {self.channel} from {offset} on, but only {self.base} to {self.sent} is kept",
+                f"the peer wants channel {self.channel} from {offset} on, but only {kept} to {self.sent} is kept",
                 {self.channel: self.base},
             )
         self._unsent.extendleft(reversed(self._untaken))
         self._untaken.clear()
-        self.sent = self.base
+        self.sent = kept
         while self.sent < offset:
             self._send_again_later_than(offset)
 
@@ -163,7 +167,7 @@ class Outgoing:
 
     def _forget(self, count: int) -> None:
         untaken = self._untaken
-        while count:
+        while count > 0:
             chunk = untaken.popleft()
             if len(chunk) > count:
                 untaken.appendleft(memoryview(chunk)[count:])
@@ -256,6 +260,12 @@ class Incoming:
         if not self.stopping:
             self.stopping = self.stop_due = True
             self.taken = self.expected
+
+    def begin_again(self) -> None:
+        """The peer is a new process: a stream that had ended is unwanted now, and ends again where the peer says."""
+        if self.final is not None:
+            self.final = None
+            self.stop()
 
     def skip_to(self, offset: int) -> int:
         """A GAP: the stream goes on at `offset`; return how many bytes are missing."""

@@ -28,8 +28,14 @@ addresses:
   /path, sock+unix:///path   the sockstream protocol on a Unix socket (the default)
   :port, host:port, sock://  the protocol on TCP: plain on this machine, TLS elsewhere
   sock+tls://host:port       the protocol, always in TLS
-  tcp:// unix:/// tls://     raw bytes, for programs that know nothing of sockstream
+  tcp:// unix:/// tls://     raw bytes, for peers that know nothing of sockstream
 """
+_STATUSES = """\
+exit status of run, connect, serve --once, listen --once:
+  the program's own; 128+N where signal N ended it; 126 it cannot be executed; 127 it is not found;
+  125 trouble of sockstream's own, which is one line on stderr
+"""
+_NOTES = f"\n{_ADDRESSES}\n{_STATUSES}"
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,52 +45,88 @@ class Parser(argparse.ArgumentParser):
         Notices().error(f"{message}; see {self.prog} --help")
         raise SystemExit(OUR_TROUBLE)
 
+    def print_help(self, file: object = None) -> None:
+        show(self.format_help())
+
 
 class Command:
-    """A subcommand: its summary for the list of commands, its examples, its options and what it does."""
+    """A subcommand: its summary for the list of commands, its examples, its options and what it does.
 
-    __slots__ = ("examples", "name", "options", "perform", "summary", "takes_program")
+    operands: what the usage has behind the options; notes: what its help says below the examples.
+    """
+
+    __slots__ = ("examples", "name", "notes", "operands", "options", "perform", "summary")
 
     def __init__(
         self,
         name: str,
+        operands: str,
         summary: str,
         examples: str,
         options: Callable[[Parser], None],
         perform: Callable[[argparse.Namespace], int],
-        takes_program: bool = False,
+        notes: str = _NOTES,
     ) -> None:
         self.name = name
+        self.operands = operands
         self.summary = summary
         self.examples = examples
         self.options = options
         self.perform = perform
-        self.takes_program = takes_program
+        self.notes = notes
+
+    @property
+    def takes_program(self) -> bool:
+        """Whether a program follows behind `--`."""
+        return "PROGRAM" in self.operands
+
+    @property
+    def usage(self) -> str:
+        """How it is written."""
+        return f"sockstream {self.name} [options] {self.operands}".rstrip()
 
     def parser(self) -> Parser:
         """Build this command's parser; the program behind `--` is cut off before it is used."""
         parser = Parser(
             prog=f"sockstream {self.name}",
             description=self.summary,
-            epilog=f"examples:\n{self.examples}\n{_ADDRESSES}",
+            epilog=f"examples:\n{self.examples}\n{self.notes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=f"sockstream {self.name} [options]{' [address]' * (self.name in WITH_ADDRESS)}"
-            + " -- PROGRAM [ARG...]" * self.takes_program,
+            usage=self.usage,
             allow_abbrev=False,
         )
         self.options(parser)
         return parser
 
 
-WITH_ADDRESS = ("serve", "listen", "connect")
+def show(text: str) -> None:
+    """Write to stdout; raises SockstreamError where that cannot be, SystemExit where nobody reads any more."""
+    data = os.fsencode(text)  # a path need not be valid text
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:
+        raise SystemExit(141) from None  # as a program ends that SIGPIPE ends
+    except OSError as error:
+        raise errors.SockstreamError(f"cannot write to stdout: {error.strerror}") from error
 
 
 def seconds(text: str) -> float:
     """Read a number of seconds, `inf` for no limit."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not value >= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
+
+
+def count(text: str) -> int:
+    """Read how many: a whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def variable(text: str) -> tuple[str, str]:
@@ -96,11 +138,13 @@ def variable(text: str) -> tuple[str, str]:
 
 
 def _every_end(parser: Parser) -> None:
-    parser.add_argument("--token-file", metavar="FILE", help="the secret both ends share (default: the user's own)")
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: every frame")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="the secret that both ends share (default: the user's own)"
+    )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="say more")
     parser.add_argument("-q", "--quiet", action="store_true", help="say errors only")
     parser.add_argument(
-        "--grace", type=seconds, default=60.0, metavar="SECONDS", help="how long to live without a link (60; inf)"
+        "--grace", type=seconds, default=60.0, metavar="SECONDS", help="how long to go on without a link (60; inf)"
     )
 
 
@@ -122,11 +166,14 @@ def _running(parser: Parser) -> None:
     parser.add_argument("--merge-stderr", action="store_true", help="send stderr where stdout goes")
     parser.add_argument("--name", help="the program's name for viewers (default: its file name)")
     parser.add_argument(
-        "--env", type=variable, action="append", default=[], metavar="NAME=VALUE", help="set a variable"
+        "--env", type=variable, action="append", default=[], metavar="NAME=VALUE", help="set a variable for the program"
     )
     parser.add_argument("--chdir", metavar="DIR", help="run the program in this directory")
     parser.add_argument(
-        "--eof-grace", type=seconds, metavar="SECONDS", help="raw: end the program so long after the peer's end of file"
+        "--eof-grace",
+        type=seconds,
+        metavar="SECONDS",
+        help="raw: how long the program may go on after the peer's end of file (no limit)",
     )
 
 
@@ -140,7 +187,7 @@ def _run_options(parser: Parser) -> None:
 def _serve_options(parser: Parser) -> None:
     parser.add_argument("address", metavar="ADDRESS", help="where to wait")
     parser.add_argument("--once", action="store_true", help="run one program and end with its status")
-    parser.add_argument("--max", type=int, default=64, metavar="N", help="programs at a time (64)")
+    parser.add_argument("--max", type=count, default=64, metavar="N", help="programs at a time (64)")
     _running(parser)
     _waiting(parser)
     _every_end(parser)
@@ -162,14 +209,15 @@ def _connect_options(parser: Parser) -> None:
 
 
 def _token_options(parser: Parser) -> None:
-    parser.add_argument("--show", action="store_true", help="print the token itself")
-    parser.add_argument("--set", action="store_true", help="read a token from stdin and keep it")
-    parser.add_argument("--replace", action="store_true", help="with --set: in place of another one")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--show", action="store_true", help="print the token itself; it is made if there is none")
+    which.add_argument("--set", action="store_true", help="read a token from stdin and keep it")
+    parser.add_argument("--replace", action="store_true", help="with --set: also in place of another one")
     parser.add_argument("--token-file", metavar="FILE", help="this file in place of the user's own")
 
 
 def _demo_options(parser: Parser) -> None:
-    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="SECONDS", help="about how long (4)")
+    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="SECONDS", help="about how long (4; at most 8)")
 
 
 # ---- what the commands do
@@ -190,11 +238,13 @@ def _address(text: str | None) -> Address:
 def _security(options: argparse.Namespace) -> Security:
     from .security import Security
 
+    files = {name: getattr(options, name, None) for name in ("token_file", "tls_cert", "tls_key", "tls_ca")}
+    found = {name: os.path.abspath(file) if file else file for name, file in files.items()}  # --chdir comes later
     return Security(
-        token_file=options.token_file,
-        cert_file=getattr(options, "tls_cert", None),
-        key_file=getattr(options, "tls_key", None),
-        ca_file=getattr(options, "tls_ca", None),
+        token_file=found["token_file"],
+        cert_file=found["tls_cert"],
+        key_file=found["tls_key"],
+        ca_file=found["tls_ca"],
     )
 
 
@@ -280,15 +330,25 @@ def _token(options: argparse.Namespace) -> int:
     from . import token
 
     if options.set:
-        path = token.store(sys.stdin.readline(), options.token_file, replace=options.replace)
-        print(f"the token is kept in {path}")
+        path = token.store(_first_line(), options.token_file, replace=options.replace)
+        show(f"the token is kept in {path}\n")
         return 0
+    if options.replace:
+        raise errors.SockstreamError("--replace goes with --set, which reads the other token from stdin")
     secret = token.load(options.token_file)
-    if options.show:
-        print(token.to_hex(secret))
-    else:
-        print(options.token_file or token.default_path())
+    show(f"{token.to_hex(secret) if options.show else options.token_file or token.default_path()}\n")
     return 0
+
+
+def _first_line() -> str:
+    """Return the first line of stdin, or enough of it to see that it is no token."""
+    data = b""
+    try:
+        while b"\n" not in data and len(data) < 4096 and (piece := os.read(0, 4096)):
+            data += piece
+    except OSError as error:
+        raise errors.SockstreamError(f"cannot read the token from stdin: {error.strerror}") from error
+    return data.partition(b"\n")[0].decode("ascii", "replace")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -302,24 +362,25 @@ COMMANDS = {
     for command in (
         Command(
             "run",
-            "Run a program with its stdin, stdout and stderr on a socket that a viewer end listens on.",
+            "-- PROGRAM [ARG...]",
+            "Run a program with its stdin, stdout and stderr on a socket; a viewer end waits there.",
             "  sockstream run -- ./report.py\n  sockstream run --to sock+tls://desk:7411 -- make test\n"
             "  sockstream run --to tcp://127.0.0.1:9000 --only out -- tail -f log",
             _run_options,
             _run,
-            takes_program=True,
         ),
         Command(
             "serve",
+            "ADDRESS -- PROGRAM [ARG...]",
             "Wait for viewers and run a program for each.",
             "  sockstream serve :7411 -- python3 -i\n  sockstream serve tcp://127.0.0.1:7000 -- cat\n"
             "  sockstream serve --once /tmp/build.sock -- make",
             _serve_options,
             _serve,
-            takes_program=True,
         ),
         Command(
             "listen",
+            "[ADDRESS]",
             "Wait for programs and show them in this terminal.",
             "  sockstream listen\n  sockstream listen --once :7411 >output\n  sockstream listen --timestamps",
             _listen_options,
@@ -327,6 +388,7 @@ COMMANDS = {
         ),
         Command(
             "connect",
+            "ADDRESS",
             "Dial a program that is served, or any raw service, from this terminal.",
             "  sockstream connect :7411\n  sockstream connect --crlf tcp://127.0.0.1:80",
             _connect_options,
@@ -334,15 +396,24 @@ COMMANDS = {
         ),
         Command(
             "token",
+            "",
             "Show where the token is, or carry it to a second machine.",
             "  sockstream token\n  sockstream token --show | ssh other sockstream token --set",
             _token_options,
             _token,
+            notes="",
         ),
-        Command("demo", "See it work: a script's output arrives live in another process.", "  sockstream demo",
-                _demo_options, _demo),
+        Command(
+            "demo",
+            "",
+            "See it work: a script's output arrives live in another process.",
+            "  sockstream demo",
+            _demo_options,
+            _demo,
+            notes="",
+        ),
     )
-}  # fmt: skip
+}
 
 
 def general_help() -> str:
@@ -355,7 +426,7 @@ def general_help() -> str:
         f"commands:\n{rows}\n\n"
         "examples:\n  sockstream listen                  in one terminal\n"
         "  sockstream run -- ./report.py      in another\n\n"
-        f"{_ADDRESSES}\n"
+        f"{_ADDRESSES}\n{_STATUSES}\n"
         "'sockstream COMMAND --help' shows a command's options; 'sockstream --version' the version.\n"
         "'sockstream --man' prints the manual page, 'sockstream --completion bash' the shell's completion.\n"
     )
@@ -374,24 +445,16 @@ def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
         hint = f"sockstream {command.name} ... -- {' '.join(surplus) or 'PROGRAM'}"
         parser.error(f"no program: put it behind two dashes, {hint}")
     if surplus:
-        parser.error(f"unknown: {' '.join(surplus)}")
+        parser.error(f"not understood: {' '.join(surplus)}")
     options.command, options.program = command.name, program
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line and return its exit status; SystemExit where a parser has answered."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    general = _GENERAL.get(words[0]) if words else _GENERAL["--help"]
-    if general is not None:
-        sys.stdout.write(general(words[1:]))
-        return 0 if words else OUR_TROUBLE
-    command = COMMANDS.get(words[0])
-    if command is None:
-        Notices().error(f"there is no command {words[0]!r}: {', '.join(COMMANDS)}; see sockstream --help")
-        return OUR_TROUBLE
     try:
-        return command.perform(parse(command, words[1:]))
+        return _perform(words)
     except errors.SockstreamError as error:
         Notices().error(str(error))
         return error.status if isinstance(error, errors.ProgramError) else OUR_TROUBLE
@@ -399,30 +462,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _perform(words: list[str]) -> int:
+    general = _GENERAL.get(words[0]) if words else _GENERAL["--help"]
+    if general is not None:
+        show(general(words[1:]))
+        return 0 if words else OUR_TROUBLE
+    command = COMMANDS.get(words[0])
+    if command is None:
+        Notices().error(f"there is no command {words[0]!r}: {', '.join(COMMANDS)}; see sockstream --help")
+        return OUR_TROUBLE
+    return command.perform(parse(command, words[1:]))
+
+
 def entry() -> NoReturn:
     """Run the installed script: leave without the interpreter's farewell, which costs 3 ms."""
+    _fill_standard_descriptors()
     try:
         status = main()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else OUR_TROUBLE
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # nobody reads any more
-        status = status or OUR_TROUBLE
     os._exit(status)
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, or what is opened next would be taken for it."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free, which is fd
+            os.set_inheritable(fd, True)
 
 
 def _man(_words: Sequence[str]) -> str:
     from .manual import man_page
 
-    return man_page()
+    return man_page(COMMANDS, _ADDRESSES, _STATUSES)
 
 
 def _completion(words: Sequence[str]) -> str:
     from .manual import completion
 
-    return completion(words[0] if words else "bash")
+    return completion(words[0] if words else "bash", COMMANDS)
 
 
 _GENERAL: dict[str, Callable[[Sequence[str]], str]] = {

@@ -12,6 +12,7 @@ import os
 from . import errors, security, transport
 from .driver import SocketDriver
 from .errors import AddressError, LimitExceeded, ProtocolError, SessionLost, SockstreamError, Timeout
+from .link import HANDSHAKE_TIME
 from .loop import WRITE
 
 TYPE_CHECKING = False
@@ -68,7 +69,7 @@ class Dialler:
         """Begin to dial, for `patience` seconds (0: one attempt)."""
         self._until = self.loop.now() + patience
         self._attempts = 0
-        self._dial()
+        self.loop.soon(self._dial)  # never from within: a failure would stop a loop that has not begun to run
 
     def stop(self) -> None:
         """Dial no more."""
@@ -118,6 +119,8 @@ class Dialler:
         self._attempt = None
         try:
             transport.tune(sock, self.address.is_raw)
+            if not self.address.is_raw:
+                transport.check_peer(sock)
             driver = self._drive(sock)
         except (SockstreamError, OSError) as error:
             sock.close()
@@ -144,9 +147,16 @@ class Dialler:
         def make_core(session: SSLObject) -> Core:
             return self._make_core(tls.certificate_binding(tls.peer_certificate(session)))
 
-        context = self.credentials.client_context(self.address)
-        name = self.address.host if self.address.is_raw else None
-        return tls.TlsLayer(context, server_side=False, server_hostname=name, make_core=make_core, on_data=on_data)
+        raw = self.address.is_raw
+        return tls.TlsLayer(
+            self.credentials.client_context(self.address),
+            server_side=False,
+            server_hostname=self.address.host if raw else None,
+            make_core=make_core,
+            on_data=on_data,
+            alpn=None if raw else tls.ALPN,
+            deadline=self.loop.now() + HANDSHAKE_TIME,
+        )
 
 
 class Attempt:

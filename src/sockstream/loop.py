@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
+_LONGEST_WAIT = 86400.0  # epoll takes 24 days at most, and a peer may offer a grace of centuries
 
 
 class Timer:
@@ -148,7 +149,7 @@ class Loop:
             heapq.heappop(timers)
         if self._unpollable or self._soon:
             return 0
-        return max(0.0, timers[0].when - self.now()) if timers else None
+        return min(max(0.0, timers[0].when - self.now()), _LONGEST_WAIT) if timers else None
 
     def _run_timers(self) -> None:
         now = self.now()

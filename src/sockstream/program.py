@@ -104,6 +104,7 @@ class ProgramEnd:
         self._on_done = on_done
         self._grace_timer: Timer | None = None
         self._ladder: process.Ladder | None = None
+        self._watch: process.EndWatch | None = None
         self._terminal: int | None = None
         self.refused = False
         self._drained = self._link_over = self._group_over = self._done = False
@@ -119,6 +120,9 @@ class ProgramEnd:
     def begin(self) -> None:
         """There is a peer: start the program."""
         self.opened = True
+        if isinstance(self.session, RawStream):
+            self.session.begin()
+            self.endpoint.flush_soon()
         job, only = self.job, self.job.only
         apart: Literal["inherit", "pipe"] = "inherit" if isinstance(self.session, RawStream) else "pipe"
         self._terminal = self._terminal_left()
@@ -142,8 +146,8 @@ class ProgramEnd:
         return left if left is not None and os.isatty(left) else None
 
     def _join(self, started: process.Process) -> None:
-        if self._terminal is not None:
-            process.give_terminal(self._terminal, started.pid)
+        if self._terminal is not None and not process.give_terminal(self._terminal, started.pid):
+            self._terminal = None
         self._send(Started(started.pid))
         if started.stdin is not None:
             self._add_stdin(started.stdin)
@@ -156,7 +160,7 @@ class ProgramEnd:
             elif isinstance(self.session, Session):
                 self.session.finish(channel)
         started.stdout = started.stderr = None
-        process.watch_end(self.loop, started, self._on_exit)
+        self._watch = process.watch_end(self.loop, started, self._on_exit)
 
     def _add_stdin(self, fd: int) -> None:
         self.endpoint.sinks[Channel.STDIN] = Sink(self.loop, fd, lambda _error: self.endpoint.stop(Channel.STDIN))
@@ -307,6 +311,9 @@ class ProgramEnd:
         if not self._link_over:
             unconfirmed = self._unconfirmed()
             self.notices.say(f"{why}{unconfirmed}" if self.status else f"{why}: ending {self.job.name}{unconfirmed}")
+            if self.endpoint.driver is not None and isinstance(self.session, Session):
+                self.session.leave(text=why)  # or the viewer would wait for another link
+                self.endpoint.driver.flush()
             self._give_up(None)
 
     def _give_up(self, error: SockstreamError | None) -> None:
@@ -330,7 +337,7 @@ class ProgramEnd:
         if event.code == GoAwayCode.LEAVING and self.opened:
             self.give_up(f"the viewer has left{reason}")
         else:
-            self.notices.error(f"the viewer end refused: {goaway_name(event.code)}{reason}")
+            self.notices.error(f"the viewer end refused: {event.text or goaway_name(event.code)}")
             self.refused = True
             self._give_up(None)
 
@@ -362,6 +369,8 @@ class ProgramEnd:
             return
         self._done = True
         self._close_streams()
+        if self._watch is not None:
+            self._watch.cancel()
         if self.process is not None:
             self.process.close()
         self._on_done(125 if self.refused or self.status is None else self.status.exit_code)

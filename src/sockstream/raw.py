@@ -1,6 +1,7 @@
 """A raw stream, as core and as session in one: bytes as they are, for peers that know nothing of us; no I/O.
 
-Rules: one channel each way, nothing on the wire but its bytes; end of file is the half-close of the socket. It has
+Rules: one channel each way, nothing on the wire but its bytes; end of file is the half-close of the socket. Nothing is
+read before `begin`: TLS may have bytes at hand before there is a program or an output that could take them. It has
 the same faces as `Link` (towards a socket) and `Session` (towards descriptors), so that every end is written once
 for both kinds of address. What raw cannot carry (status, signals, a second output) is simply absent.
 """
@@ -25,6 +26,7 @@ class RawStream:
         self.sends = sends
         self.receives = receives
         self.ended = False
+        self._begun = False
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._queue: list[bytes | memoryview] = []
         self._queued = 0
@@ -34,6 +36,10 @@ class RawStream:
         self._events: list[Event] = []
 
     # ---- the application's side
+
+    def begin(self) -> None:
+        """What arrives has somewhere to go from here on."""
+        self._begun = True
 
     def events(self) -> list[Event]:
         """Return and forget what has happened since the last call."""
@@ -67,7 +73,7 @@ class RawStream:
 
     def wants_read(self) -> bool:
         """Not while a queue's worth of bytes waits to be taken: the peer then meets a full socket."""
-        return not self.ended and self._untaken < QUEUE_LIMIT
+        return self._begun and not self.ended and self._untaken < QUEUE_LIMIT
 
     def get_buffer(self, hint: int) -> memoryview:
         """Return where to receive; views handed out before are void from here on."""

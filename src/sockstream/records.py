@@ -428,7 +428,7 @@ def _cut_short(arguments: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _grace_to_wire(seconds: float) -> int:
-    return FOR_EVER if seconds == float("inf") else int(seconds * 1000)
+    return FOR_EVER if seconds == float("inf") else min(int(seconds * 1000), FOR_EVER - 1)
 
 
 def _grace_from_wire(milliseconds: int) -> float:

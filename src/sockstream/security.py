@@ -83,5 +83,5 @@ def dials_tls(address: Address, sock: socket.socket) -> bool:
 def plain_binding(sock: socket.socket, *, dials: bool) -> bytes:
     """Return the binding of a plain link (docs/protocol.md section 2.2)."""
     if sock.family == socket.AF_UNIX:
-        return auth.UNIX_BINDING
+        return auth.unix_binding()
     return auth.tcp_binding(*transport.tcp_binding_address(sock, dials))

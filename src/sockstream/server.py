@@ -109,7 +109,7 @@ class Server:
         if link.resumes:
             return GoAwayCode.UNKNOWN_SESSION, "that program is not here any more"
         if self._stopping or len(self._ends) >= self._most:
-            return GoAwayCode.FULL, f"{len(self._ends)} programs run here already"
+            return GoAwayCode.FULL, f"as many programs as may run here ({self._most}) do already"
         return None
 
     def _on_stream(self, driver: SocketDriver, stream: RawStream) -> None:
@@ -137,7 +137,7 @@ class Server:
     def _forget(self, end: ProgramEnd, session_id: bytes, status: int) -> None:
         del self._ends[end]
         self._by_session.pop(session_id, None)
-        if self._once and not self._stopping:
+        if self._once:
             self.status = status
             self.loop.stop()
         elif self._stopping and not self._ends:
@@ -148,7 +148,8 @@ class Server:
     def _on_signal(self, signum: int) -> None:
         """Stop: pass it on, and when it comes again, or a program has ended already, do not wait for viewers."""
         again, self._stopping = self._stopping, True
-        self.status = 0 if signum == signal.SIGTERM else 128 + signum  # a service that is told to stop has not failed
+        # A service that is told to stop has not failed; one program that never came has no status.
+        self.status = 0 if signum == signal.SIGTERM and not self._once else 128 + signum
         for end in list(self._ends):
             if again or not end.signal(signum):
                 end.give_up("stopped")

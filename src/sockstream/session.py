@@ -221,6 +221,8 @@ class Session:
         for channel, outgoing in self.outgoing.items():
             outgoing.resume(peer.wants.get(channel, 0), 1 << peer.window_bits)
         for incoming in self.incoming.values():
+            if frames.OLDEST in peer.wants.values():
+                incoming.begin_again()
             incoming.new_link()
         self._heard, self._ping_sent, self._round_trip = now, None, 0.0
         self._ping_due, self._pong_due = 0, None  # the first PING measures the round trip

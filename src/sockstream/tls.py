@@ -32,7 +32,14 @@ import os
 import ssl
 
 from sockstream import errors, frames
-from sockstream.errors import AddressError, ConnectionLost, LimitExceeded, RemoteProtocolError, SockstreamError
+from sockstream.errors import (
+    AddressError,
+    ConnectionLost,
+    LimitExceeded,
+    RemoteProtocolError,
+    SockstreamError,
+    Timeout,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +87,7 @@ class TlsLayer:
     handshake_limit: bytes taken from the peer before the inner core exists; None for 4096 (server) or 131072.
     strict_eof: whether a connection that ends without close_notify is an error or merely ended.
     alpn: the protocol that the peer must have agreed to, or None for any.
+    deadline: when the handshake must be complete (seconds, as `now`), or None if somebody else sees to that.
     Raises AddressError if the host name cannot be one. What its methods raise is said at `buffer_updated`; what
     `data_to_send` gives after that is the alert that tells the peer why.
     """
@@ -95,6 +103,7 @@ class TlsLayer:
         handshake_limit: int | None = None,
         strict_eof: bool = True,
         alpn: str | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.core: Core | None = None
         self._incoming = ssl.MemoryBIO()
@@ -108,6 +117,7 @@ class TlsLayer:
         self._allowance = handshake_limit or (SERVER_HANDSHAKE_LIMIT if server_side else CLIENT_HANDSHAKE_LIMIT)
         self._strict_eof = strict_eof
         self._alpn = alpn
+        self._deadline = deadline
         self._buffer: memoryview | None = None  # to receive into
         self._full: memoryview | None = None  # received into
         self._received = _NOTHING  # what the BIO has not got yet of the full one
@@ -329,16 +339,19 @@ class TlsLayer:
     def next_deadline(self) -> float | None:
         """Return when `handle_timeout` is to be called: 0.0 if the inner core can go on, else its own deadline."""
         if self.core is None:
-            return None
+            return self._deadline
         end_untold = self._ended and not self._end_told
         if self.core.wants_read() if self._more else end_untold:
             return 0.0
         return self.core.next_deadline()
 
     def handle_timeout(self, now: float) -> None:
-        """Go on delivering, and tell the inner core if it is due; raises as `buffer_updated`."""
+        """Go on delivering, and tell the inner core if it is due; raises as `buffer_updated`, Timeout before that."""
         self.resume_reading(now)
-        if self.core is not None:
+        if self.core is None:
+            if self._deadline is not None and now >= self._deadline:
+                raise self._fail(Timeout(_TOO_SLOW))
+        else:
             deadline = self.core.next_deadline()
             if deadline is not None and deadline <= now:
                 self.core.handle_timeout(now)
@@ -522,6 +535,7 @@ def _pieces(buffers: Iterable[Buffer]) -> Iterator[bytearray | memoryview]:
 _CLOSED_EARLY = "the other end closed the connection during the TLS handshake: does it speak TLS? Its messages say why"
 _CUT = "the TLS connection ended without the other end's close_notify: it was cut, and what came may be incomplete"
 _TOO_LONG = "the TLS handshake takes more bytes than allowed: the other end was refused"
+_TOO_SLOW = "the other end did not finish the TLS handshake in time: does it speak TLS, and is the address right?"
 _OTHER_PROTOCOL = f"the other end speaks TLS, but not {ALPN}: is it a sockstream end, and the address right?"
 _NO_TLS = "the other end does not speak TLS: check the scheme of the address at both ends"
 _NOT_IN_COMMON = "the two ends have no TLS version or method in common: the older one needs an update"

@@ -72,7 +72,7 @@ def store(
         path = default_path(environ)
         _make_directory(os.path.dirname(path))
     if not _place(path, token, replace=replace) and _read(path) != token:
-        raise SockstreamError(f"the token file {path!r} holds another token: ask to replace it, or keep it")
+        raise SockstreamError(f"the token file {path!r} holds another token: keep it, or overwrite it with --replace")
     return path
 
 

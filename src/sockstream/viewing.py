@@ -12,7 +12,7 @@ from .errors import LocalProtocolError
 from .frames import Channel, GoAwayCode
 from .raw import RawStream
 from .records import How, Signal, Status, goaway_name
-from .session import Completed, Finished, Gap, GoneAway, Opened, Session, State
+from .session import Completed, Finished, Gap, GoneAway, Opened, Session, State, Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Viewing:
         self._on_opened = on_opened
         self._on_broken = on_broken
         self._on_done = on_done
+        self.on_stdin_closed: Callable[[], None] = _nothing
         self._status: Status | None = None
         self._timer: Timer | None = None
         self._done = False
@@ -65,6 +66,9 @@ class Viewing:
     def begin(self) -> None:
         """A raw peer is there, or a session is."""
         self.opened = True
+        if isinstance(self.session, RawStream):
+            self.session.begin()
+            self.endpoint.flush_soon()
         self._on_opened()
 
     def signal(self, name: str) -> bool:
@@ -83,11 +87,11 @@ class Viewing:
     def leave(self) -> None:
         """Leave for good: the program end need not wait for us."""
         self.left = True
-        if isinstance(self.session, Session):
+        if isinstance(self.session, Session) and self.endpoint.driver is not None:
             self.session.leave()
-        if self.endpoint.driver is not None:
             self.endpoint.driver.finish(POLITE_TIME)
-        else:
+        else:  # a raw peer cannot be told, and may go on for ever: it gets a closed connection
+            self.endpoint.drop_link()
             self._finish(None)
 
     def give_up(self, why: str) -> None:
@@ -108,6 +112,8 @@ class Viewing:
             self._wait(GOODBYE_TIME, lambda: self.give_up("the program end did not say goodbye"))
         elif isinstance(event, GoneAway):
             self._on_gone_away(event)
+        elif isinstance(event, Stopped):
+            self.on_stdin_closed()
         elif isinstance(event, Gap):
             what = _NAMES.get(Channel(event.channel), "")
             self.notices.say(f"{self._shown()}{event.stop - event.start} bytes of {what} are missing: they came before")
@@ -131,7 +137,7 @@ class Viewing:
             if event.code == GoAwayCode.LEAVING:
                 self.notices.error(f"{self._shown()}broken off: the program end has left without a status{text}")
             else:
-                self.notices.error(f"{self._shown()}refused: {goaway_name(event.code)}{text}")
+                self.notices.error(f"{self._shown()}refused: {event.text or goaway_name(event.code)}")
         if self.endpoint.driver is not None:
             self.endpoint.driver.finish(POLITE_TIME)
 
@@ -177,3 +183,7 @@ class Viewing:
 
     def _shown(self) -> str:
         return f"{self.name}: " if self.name else ""
+
+
+def _nothing() -> None:
+    return

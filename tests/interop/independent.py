@@ -1,12 +1,12 @@
-"""A second implementation of the protocol, written from docs/protocol.md alone; it imports nothing of sockstream.
+"""A second implementation, written from docs/protocol.md alone; it imports nothing of sockstream.
 
     independent.py viewer|program --dial|--wait ADDRESS --token-file FILE [--cut N] [--cert PEM --key PEM]
         [-- ARGV...]
 
-Both ends exit with the program's status (128+N for signal N), or with 125 when the session is lost. --cut breaks
-the link hard once N bytes of DATA have come in, and says so on stderr. One thread and one select: while there is
-no link, the local streams rest as well. Left out: objects, adopting (a program does answer a viewer that adopts),
-TLS under sock://, IPv6, a second link while the first one stands.
+Both ends exit with the program's status (128+N for signal N), or with 125 when the session is lost. --cut
+breaks the link hard once N bytes of DATA have come in, and says so on stderr. One thread and one select:
+while there is no link, the local streams rest. Left out: objects, adopting (a program does answer a viewer
+that adopts), TLS under sock://, IPv6, a second link while the first one stands.
 """
 from __future__ import annotations
 
@@ -79,6 +79,12 @@ class Endpoint:
         print(f"listening on {self.scheme}://{place}", file=sys.stderr, flush=True)
         return listener
 
+    def close(self) -> None:
+        if self.listener:
+            self.listener.close()
+            if self.unix:
+                os.unlink(self.where)
+
     def link(self, patience: float) -> socket.socket:
         """Returns a new link that has proved the token; a waiting end waits `patience` seconds for it."""
         if self.listener:
@@ -145,7 +151,7 @@ class Endpoint:
 
 
 class Stream:
-    """One channel in one direction: data is what the peer has not taken, or what came and is not written yet."""
+    """One channel in one direction: data is what is not taken yet, by the peer or by us."""
 
     fd, base, sent, taken, window, expected, ended, stopped = -1, 0, 0, 0, 0, 0, False, False
 
@@ -286,7 +292,7 @@ class Session:
 
     def move_local(self, link: socket.socket) -> None:
         """Waits until something can move, and moves what is not the link's."""
-        sources = {s.fd: s for s in self.out.values() if s.fd >= 0 and not s.ended and len(s.data) < 1 << 20}
+        sources = {s.fd: s for s in self.out.values() if s.fd >= 0 and not s.ended and len(s.data) < 1e6}
         sinks = {s.fd: s for s in self.into.values() if s.fd >= 0 and s.data}
         writes = [link.fileno(), *sinks] if self.output else [*sinks]
         readable, writable, _ = select.select([link.fileno(), *sources], writes, [], 0.05)
@@ -296,7 +302,7 @@ class Session:
             stream.ended = not part
         for stream in (sinks[fd] for fd in writable if fd in sinks):
             try:
-                del stream.data[: os.write(stream.fd, stream.data[:4096])]  # a ready pipe takes so much at once
+                del stream.data[: os.write(stream.fd, stream.data[:4096])]  # which a ready pipe takes
             except OSError:
                 stream.stopped = True  # the peer learns it by STOP
         for stream in self.into.values():
@@ -325,6 +331,7 @@ class Session:
         check(kind == TAKEN or flags == 0 or (kind == DATA and flags == FIN and not payload), "flags")
         stream = streams[channel]
         if kind == DATA:
+            check(flags == FIN or not stream.ended, f"DATA on channel {channel} after its FIN")
             self.take(channel, stream, number, payload)
             stream.ended = flags == FIN
         elif kind == TAKEN:
@@ -345,7 +352,7 @@ class Session:
             self.done = True
 
     def take(self, channel: int, stream: Stream, number: int, payload: bytes) -> None:
-        check(number == stream.expected and not stream.ended, f"DATA on channel {channel} at {number}")
+        check(number == stream.expected, f"DATA on channel {channel} at {number}")
         stream.expected += len(payload)
         self.came += len(payload)
         credit = stream.told.get(TAKEN, 0) + (1 << WINDOW)
@@ -431,8 +438,7 @@ def main() -> int:
         print(f"independent: {error}", file=sys.stderr)
         return 125
     finally:
-        if session.endpoint.listener:
-            session.endpoint.listener.close()
+        session.endpoint.close()
 
 
 if __name__ == "__main__":

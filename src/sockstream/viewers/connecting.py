@@ -101,4 +101,5 @@ class Connecting:
     def _on_done(self, status: Status | None) -> None:
         self._dialler.stop()
         self.terminal.detach(self.viewing)
+        self.terminal.tell(self.viewing, status, alone=True)
         self.terminal.end(self.terminal.exit_code(status))

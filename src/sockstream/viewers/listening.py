@@ -156,9 +156,9 @@ class Listening:
         if isinstance(viewing.session, Session):
             self._by_session.pop(viewing.session.me.session, None)
         self.terminal.detach(viewing)
-        if status is not None and not self._once:
-            self.notices.say(f"{viewing.name} {status.describe()}")
-        if self._once or (viewing.left and not self.terminal.programs):
+        self.terminal.tell(viewing, status, alone=self._once)
+        useless = (viewing.left or self.terminal.unread) and not self.terminal.programs
+        if self._once or useless:
             self.terminal.end(self.terminal.exit_code(status))
         elif self._acceptor is not None:
             self._acceptor.resume()

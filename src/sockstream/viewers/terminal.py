@@ -9,12 +9,14 @@ is our own trouble: a broken session, no status, a peer that refuses.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 
 from ..descriptors import own_reader, own_writer
 from ..frames import Channel
 from ..loop import Loop
 from ..raw import RawStream
+from ..records import How
 from ..streams import Sink, Source
 from ..viewing import Viewing
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 TWICE = 2.0
 _OUTPUTS = ((Channel.STDOUT, 1), (Channel.STDERR, 2))
+_PIPE_CLOSED = 128 + signal.SIGPIPE  # as a program ends that writes where nobody reads
 
 
 class Terminal:
@@ -44,7 +47,7 @@ class Terminal:
         self._stdin: Source | None = None
         self._stdin_ended = False
         self._sinks: dict[int, Sink] = {}
-        self._write_failed = False
+        self._write_failed = self._ending = False
         self._interrupted = float("-inf")
         self._leaving: int | None = None
 
@@ -63,13 +66,26 @@ class Terminal:
         return self.status
 
     def end(self, status: int) -> None:
-        """Let `run` return, with this exit status unless people chose another."""
+        """Let `run` return when our output is written, with this exit status unless people chose another."""
         self.status = self._leaving if self._leaving is not None else status
-        self.loop.stop()
+        self._ending = True
+        self._stop_when_written()
+
+    def _stop_when_written(self) -> None:
+        left = [sink for sink in self._sinks.values() if not (sink.empty or sink.broken)]
+        if left and self._leaving is None:
+            left[0].finish(self._stop_when_written)
+        else:
+            self.loop.stop()
 
     def exit_code(self, status: Status | None) -> int:
         """What a program's end means for a command that shows just this program."""
         return 125 if status is None or self._write_failed else status.exit_code
+
+    def tell(self, viewing: Viewing, status: Status | None, *, alone: bool) -> None:
+        """Say how a program ended; of one that is shown alone only that it never began: our status says the rest."""
+        if status is not None and (not alone or status.how is How.NOT_STARTED):
+            self.notices.say(f"{viewing.name} {status.describe()}")
 
     # ---- output
 
@@ -77,6 +93,7 @@ class Terminal:
         """Show a program's bytes as they are."""
         for channel, _fd in _OUTPUTS:
             viewing.endpoint.sinks[channel] = self.sink(channel)
+        viewing.on_stdin_closed = self._close_stdin
         self.attach(viewing)
 
     def sink(self, channel: int) -> Sink:
@@ -95,10 +112,19 @@ class Terminal:
             self.notices.error(f"cannot write {Channel(channel).name.lower()}: {error.strerror}")
         for viewing in self.programs:
             self._stop_output(viewing, channel)
+        if self._ending:
+            self._stop_when_written()
+        elif self.unread and not self.programs:
+            self.leave(_PIPE_CLOSED)
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads our stdout any more."""
+        return Channel.STDOUT in self._sinks and self._sinks[Channel.STDOUT].broken
 
     def _stop_output(self, viewing: Viewing, channel: int) -> None:
         if isinstance(viewing.session, RawStream):
-            self.loop.soon(viewing.leave)
+            self.loop.soon(lambda: self.leave(125 if self._write_failed else _PIPE_CLOSED))
         else:
             viewing.endpoint.stop(channel)
 
@@ -145,6 +171,16 @@ class Terminal:
         self._stdin_ended = True
         for viewing in self.programs:
             self._finish_stdin(viewing)
+
+    def _close_stdin(self) -> None:
+        """The program has closed its stdin: whoever writes to ours gets a closed pipe, too."""
+        if self._stdin is None or self._stdin.ended:
+            return
+        self._stdin.end()
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for fd in {0, self._stdin.fd}:
+            os.dup2(null, fd)
+        os.close(null)
 
     def _finish_stdin(self, viewing: Viewing) -> None:
         viewing.session.finish(Channel.STDIN)
