@@ -10,7 +10,7 @@ ifeq ($(strip $(HOME)),)
 export HOME := $(CURDIR)/.home
 endif
 
-SOURCES := pyproject.toml LICENSE $(shell find src -type f ! -name '*.pyc')
+SOURCES := pyproject.toml LICENSE README.md $(shell find src share -type f ! -name '*.pyc')
 TOX = PATH="$$(tools/pythons)$$PATH" .venv-tox/bin/tox run
 ARGS =
 

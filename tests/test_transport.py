@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -143,6 +144,43 @@ def test_meeting_oneself_is_refused() -> None:
         sock.connect(sock.getsockname())
         with pytest.raises(ConnectionLost, match="Connection refused"):
             transport.finish_connect(sock)
+
+
+def test_finish_without_a_connection() -> None:
+    """A socket that is not connecting at all is ConnectionLost, not a success."""
+    with socket.socket() as sock, pytest.raises(ConnectionLost, match="cannot connect to the other end"):
+        transport.finish_connect(sock)
+
+
+def test_dialling_port_0_is_refused() -> None:
+    """Port 0 means any port to an end that waits; nobody can be dialled there."""
+    with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:0: "):
+        dial(parse("tcp://127.0.0.1:0"))
+
+
+def test_out_of_descriptors() -> None:
+    """Without a descriptor left dialling is ConnectionLost and waiting AddressError, with the cure."""
+    code = """
+import os, resource
+from sockstream import address, errors, transport
+place = address.parse("tcp://127.0.0.1:0")
+family, sockaddr = transport.resolve(place)[0]
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+os.closerange(3, 1000)
+for error, call in (errors.ConnectionLost, lambda: transport.begin_connect(family, sockaddr)), (
+    errors.AddressError,
+    lambda: transport.bind(place),
+):
+    try:
+        call()
+    except error as caught:
+        print(caught)
+"""
+    said = python(code).splitlines()
+    assert [
+        line.endswith("Too many open files: this process has too many files open: raise the limit (ulimit -n)")
+        for line in said
+    ] == [True, True]
 
 
 def test_no_descriptor_is_left_by_failures() -> None:
@@ -318,13 +356,30 @@ def test_killed_peer_is_gone(kind: str) -> None:
     """A peer whose process has half-closed and is then killed is gone; while a child holds its socket it is not."""
     with Pair(kind) as pair:
         fd = pair.client.fileno()
-        code = f"import socket, sys; socket.socket(fileno={fd}).shutdown(socket.SHUT_WR); sys.stdin.read()"
+        code = f"import socket, sys; sock = socket.socket(fileno={fd}); sock.shutdown(socket.SHUT_WR); sys.stdin.read()"
         with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, pass_fds=[fd]) as child:
             pair.client.close()
             at_eof(pair.server)
             assert not transport.peer_is_gone(pair.server)
             os.kill(child.pid, signal.SIGKILL)
         wait_until(lambda: transport.peer_is_gone(pair.server), 10, "the killed peer to be gone")
+
+
+@LINUX_ONLY
+def test_closed_peer_stays_gone(tcp_pair: Pair) -> None:
+    """A peer that closed so long ago that the kernel has forgotten it is still gone."""
+    tcp_pair.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)  # forget after a second, not a minute
+    ports = [b":%04X " % sock.getsockname()[1] for sock in (tcp_pair.client, tcp_pair.server)]
+    tcp_pair.client.close()
+    at_eof(tcp_pair.server)
+    wait_until(lambda: _rows(*ports) == 1, 20, "the kernel to forget the peer")
+    assert transport.peer_is_gone(tcp_pair.server)
+
+
+def _rows(*ports: bytes) -> int:
+    """Count the ends of the connection between two ports that the kernel knows."""
+    tables = (Path("/proc/net", table).read_bytes() for table in ("tcp", "tcp6"))
+    return sum(all(port in row for port in ports) for table in tables for row in table.splitlines())
 
 
 @LINUX_ONLY

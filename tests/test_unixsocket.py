@@ -175,6 +175,28 @@ def test_lock_of_another_user_is_refused() -> None:
         transport.bind(Address("unix", path=runtime("mine")))
 
 
+@ONLY_ROOT
+def test_socket_of_another_user_is_left_alone() -> None:
+    """A socket that we may not connect to is an error, dead or not, and stays."""
+    listener, address = transport.bind(Address("unix", path=runtime("theirs")))
+    listener.close()
+    base = Path(runtime(""))
+    base.parent.chmod(0o755)
+    base.chmod(0o777)
+    code = f"""
+import fcntl, os  # nobody may not even read the standard library everywhere
+from sockstream import address, errors, transport
+os.seteuid(65534)
+try:
+    transport.bind(address.parse({str(address)!r}))
+except errors.AddressError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Permission denied: choose a directory of your own" in done.stdout
+    assert os.listdir(runtime("")) == ["theirs"]
+
+
 # ---- the default address
 
 

@@ -236,6 +236,7 @@ class Unknown:
         acceptor = self.acceptor
         handshake = acceptor.credentials.handshake(dials=False, binding=binding)
         self.link = Link(handshake, acceptor.loop.now())
+        self.link.trace = acceptor.notices.tracer()
         return self.link
 
     def _raw_core(self) -> Core:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from .errors import LocalProtocolError, RemoteProtocolError, SessionLost
-from .frames import DEFAULT_WINDOW_BITS, MAX_DATA, MAX_WINDOW_BITS, OLDEST
+from .frames import DEFAULT_WINDOW_BITS, MAX_DATA, MAX_OFFSET, MAX_WINDOW_BITS, OLDEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Outgoing:
         self.channel = channel
         self.base = 0
         self.sent = self.end = self._kept_from = start
-        self.window = 1 << DEFAULT_WINDOW_BITS
+        self.window = 0  # the peer's OPEN grants one
         self.records = records
         self.finished = self.fin_sent = self._fin_announced = self.stopped = self.gap_due = False
         self._unsent: deque[Chunk] = deque()
@@ -65,6 +65,8 @@ class Outgoing:
         """Keep `data`, by reference, to be sent. Raises LocalProtocolError after `finish`."""
         if self.finished:
             raise LocalProtocolError(f"channel {self.channel} was finished before this write")
+        if not data:
+            return
         self.end += len(data)
         unsent = self._unsent
         if unsent and not self.records and len(unsent[-1]) + len(data) <= _SMALL:
@@ -113,6 +115,10 @@ class Outgoing:
         """Whether FIN is to be sent now: everything before it has gone out on this link."""
         return self.finished and not self.fin_sent and not self._unsent
 
+    def kept(self) -> int:
+        """Return how many bytes written here are not known to be taken."""
+        return self.end - max(self.base, self._kept_from)
+
     def take(self, offset: int, window: int) -> None:
         """The receiver has taken everything below `offset` and grants `window` bytes beyond it."""
         if not self.base <= offset <= self.sent:
@@ -125,18 +131,23 @@ class Outgoing:
         self._forget(offset - max(self.base, self._kept_from))
         self.base = offset
 
+    def check_wanted(self, wanted: int) -> None:
+        """Raise SessionLost unless the stream can go on at the offset that the peer wants."""
+        kept = max(self.base, self._kept_from)
+        if wanted != OLDEST and not kept <= wanted <= self.sent:
+            raise SessionLost(
+                f"the peer wants channel {self.channel} from {wanted} on, but only {kept} to {self.sent} is kept",
+                {self.channel: self.base},
+            )
+
     def resume(self, wanted: int, window: int) -> None:
-        """Begin a new link at the offset that the peer wants; raises SessionLost where that is gone."""
+        """Begin a new link at the offset that the peer wants; raises SessionLost as `check_wanted`."""
+        self.check_wanted(wanted)
         self.fin_sent = False
         self.gap_due = wanted == OLDEST
         self.window = window if self.gap_due else max(window, self.window)  # a new process grants its own
         kept = max(self.base, self._kept_from)
         offset = kept if self.gap_due else wanted
-        if not kept <= offset <= self.sent:
-            raise SessionLost(
-                f"the peer wants channel {self.channel} from {offset} on, but only {kept} to {self.sent} is kept",
-                {self.channel: self.base},
-            )
         self._unsent.extendleft(reversed(self._untaken))
         self._untaken.clear()
         self.sent = kept
@@ -179,6 +190,7 @@ class Incoming:
     """The receiving side of a channel: offsets, the window it grants, and what it has told the peer."""
 
     __slots__ = (
+        "_gaps",
         "_mark",
         "_mark_time",
         "bits",
@@ -199,9 +211,10 @@ class Incoming:
         self.final: int | None = None
         self.gap_wanted = unknown
         self.stopping = self.stop_due = False
-        self.told_due = True
+        self.told_due = False
         self.bits = bits
         self._mark = 0
+        self._gaps: deque[tuple[int, int]] = deque()  # (from, to), of those that lie before bytes still to be taken
         self._mark_time: float | None = None
 
     @property
@@ -238,6 +251,7 @@ class Incoming:
         if self.stopping:
             return
         self.taken += count
+        self._pass_gaps()
         if self.taken > self.expected:
             raise LocalProtocolError(f"channel {self.channel}: more bytes taken than have arrived")
         if self._mark_time is None:
@@ -251,7 +265,7 @@ class Incoming:
         if self._mark_time is None or self.taken - self._mark < 1 << self.bits:
             return
         elapsed = now - self._mark_time
-        if elapsed <= _FAST and elapsed <= 2 * round_trip and self.bits < MAX_WINDOW_BITS:
+        if elapsed <= min(_FAST, 2 * round_trip) and round_trip and self.bits < MAX_WINDOW_BITS:
             self.bits += 1
         self._mark, self._mark_time = self.taken, now
 
@@ -260,6 +274,7 @@ class Incoming:
         if not self.stopping:
             self.stopping = self.stop_due = True
             self.taken = self.expected
+            self._gaps.clear()
 
     def begin_again(self) -> None:
         """The peer is a new process: a stream that had ended is unwanted now, and ends again where the peer says."""
@@ -271,14 +286,25 @@ class Incoming:
         """A GAP: the stream goes on at `offset`; return how many bytes are missing."""
         if offset < self.expected or self.final is not None:
             raise RemoteProtocolError(f"the peer sent a GAP on channel {self.channel} that goes back to {offset}")
+        if offset > MAX_OFFSET:
+            raise RemoteProtocolError(f"the peer sent a GAP on channel {self.channel} that goes on at {offset}")
         missing = offset - self.expected
-        self.expected = self.taken = self.told = self._mark = offset
+        self._gaps.append((self.expected, offset))
+        self.expected = offset
         self.gap_wanted = False
+        self._pass_gaps()
         return missing
 
+    def _pass_gaps(self) -> None:
+        """A gap is taken when everything before it is."""
+        while self._gaps and self.taken >= self._gaps[0][0]:
+            start, stop = self._gaps.popleft()
+            self.taken += stop - start
+            self._mark += stop - start
+
     def new_link(self) -> None:
-        """Say again on a new link what must be repeated there."""
-        self.told_due = True
+        """Say again on a new link what must be repeated there; where nothing has come yet, OPEN has said it."""
+        self.told_due = self.expected > 0
         self.stop_due = self.stopping
         self._mark_time = None
 

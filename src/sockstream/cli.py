@@ -31,7 +31,7 @@ addresses:
   tcp:// unix:/// tls://     raw bytes, for peers that know nothing of sockstream
 """
 _STATUSES = """\
-exit status of run, connect, serve --once, listen --once:
+exit status (of serve and listen with --once):
   the program's own; 128+N where signal N ended it; 126 it cannot be executed; 127 it is not found;
   125 trouble of sockstream's own, which is one line on stderr
 """
@@ -195,8 +195,9 @@ def _serve_options(parser: Parser) -> None:
 
 def _listen_options(parser: Parser) -> None:
     parser.add_argument("address", nargs="?", metavar="ADDRESS", help="where to wait (default: the user's own socket)")
-    parser.add_argument("--once", action="store_true", help="one program: its exact bytes, its status")
-    parser.add_argument("--timestamps", action="store_true", help="put the time before each line")
+    style = parser.add_mutually_exclusive_group()
+    style.add_argument("--once", action="store_true", help="one program: its exact bytes, its status")
+    style.add_argument("--timestamps", action="store_true", help="put the time before each line")
     _waiting(parser)
     _every_end(parser)
 

@@ -57,7 +57,7 @@ class Endpoint:
     def use(self, driver: SocketDriver) -> None:
         """Take over a connected driver."""
         self.driver = driver
-        driver.on_input = self.dispatch
+        driver.on_input = self._on_input
         driver.on_sent = self.update_sources
         driver.on_lost = lambda error: self._on_lost(driver, error)
 
@@ -99,7 +99,10 @@ class Endpoint:
 
     def dispatch(self) -> None:
         """Handle what has happened in the session, then let the sources see what room there is."""
-        for event in self.session.events():
+        events = self.session.events()
+        if not events:
+            return
+        for event in events:
             if isinstance(event, Data):
                 self._on_data(event)
             elif isinstance(event, Finished):
@@ -109,6 +112,10 @@ class Endpoint:
             else:
                 self.owner.on_event(event)
         self.update_sources()
+
+    def _on_input(self) -> None:
+        self.dispatch()
+        self.update_sources()  # a TAKEN makes room without being an event
 
     def update_sources(self) -> None:
         """Let whoever feeds the session see what room there is."""

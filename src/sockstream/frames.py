@@ -4,13 +4,13 @@ Rules: nothing here knows who sends what when (that is `session`); a header is c
 a byte of payload is accepted or memory is set aside for it.
 
 Types and flags are plain `IntEnum` members: they compare and hash as integers at C speed, which counts, because
-every frame passes here twice.
+every frame passes here twice (an `IntFlag` would compute each `&` in Python).
 """
 
 from __future__ import annotations
 
 import struct
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 
 from .errors import RemoteProtocolError
 
@@ -21,6 +21,7 @@ MAX_OPEN = 1 << 16
 MAX_RECORD = 1024
 MAX_GOAWAY = 513
 OLDEST = (1 << 64) - 1
+MAX_OFFSET = (1 << 63) - 1  # no stream gets there; beyond, a u64 would soon be too small for the next one
 MIN_WINDOW_BITS, DEFAULT_WINDOW_BITS, MAX_WINDOW_BITS = 16, 20, 24
 
 
@@ -43,12 +44,12 @@ class Channel(IntEnum):
     OBJECTS = 4
 
 
-class OpenFlag(IntFlag):
+class OpenFlag(IntEnum):
     RESUME = 1
     DURABLE = 2
 
 
-class DataFlag(IntFlag):
+class DataFlag(IntEnum):
     FIN = 1
     WHOLE = 2
 
@@ -97,6 +98,24 @@ def check_header(kind: int, flags: int, channel: int, length: int) -> None:
     if flags & ~allowed or (control_only and channel):
         name = FrameType(kind).name
         raise RemoteProtocolError(f"the peer sent {name} with flags {flags:#x} on channel {channel}")
+
+
+def describe(buffers: list[bytes | memoryview]) -> list[str]:
+    """Say for people what frames a list of buffers holds, each of which begins with a header or is a payload alone."""
+    said, payload_left = [], 0
+    for buffer in buffers:
+        if payload_left:
+            payload_left = 0
+            continue
+        kind, flags, channel, length, number = HEADER.unpack_from(buffer)
+        said.append(describe_header(kind, flags, channel, length, number))
+        payload_left = HEADER_SIZE + length - len(buffer)
+    return said
+
+
+def describe_header(kind: int, flags: int, channel: int, length: int, number: int) -> str:
+    """Say for people what a frame's header says."""
+    return f"{FrameType(kind).name} channel {channel} number {number} length {length} flags {flags:#x}"
 
 
 def consume(buffers: list[bytes | memoryview], count: int) -> None:

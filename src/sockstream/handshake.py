@@ -74,9 +74,8 @@ class Handshake:
 
         Raises RemoteProtocolError for another protocol, version or role, AuthenticationError for a wrong proof.
         """
-        step = self.step
-        self.step = _NEXT[step]
-        _RECEIVERS[step](self, data)
+        _RECEIVERS[self.step](self, data)
+        self.step = _NEXT[self.step]
 
     def _receive_preamble(self, data: bytes) -> None:
         self.check_start(data)

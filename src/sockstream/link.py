@@ -10,11 +10,15 @@ from __future__ import annotations
 from enum import IntEnum
 
 from . import frames
-from .errors import ConnectionLost, RemoteProtocolError, Timeout
+from .errors import ConnectionLost, RemoteProtocolError, SockstreamError, Timeout
 from .frames import HEADER, HEADER_SIZE, FrameType, GoAwayCode, OpenFlag, pack
 from .handshake import MAX_BEFORE_PROOF, Handshake, Step
-from .records import Peer, encode_goaway
+from .records import Kind, Peer, encode_goaway
 from .session import OPPOSITE, Session, State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HANDSHAKE_TIME = 10.0
 BUFFER_SIZE = 256 << 10
@@ -40,6 +44,7 @@ class Link:
         self.state = LinkState.HANDSHAKE
         self.peer: Peer | None = None
         self.session = session
+        self.trace: Callable[[str], None] | None = None  # told of every frame
         self.resumes = False  # the peer has had an answer for this session before
         self._handshake = handshake
         self._deadline = now + HANDSHAKE_TIME
@@ -78,19 +83,23 @@ class Link:
         and the link ends.
         """
         self._end += count
-        if self.session is not None:
+        if self.session is not None and self.session.link is self:
             self.session.heard(now)
-        if self.state is LinkState.HANDSHAKE:
-            self._shake_hands()
-        if self.state is not LinkState.HANDSHAKE:
-            self._cut_frames(now)
+        try:
+            if self.state is LinkState.HANDSHAKE:
+                self._shake_hands()
+            if self.state is not LinkState.HANDSHAKE:
+                self._cut_frames(now)
+        except SockstreamError:
+            self.state = LinkState.CLOSED
+            raise
 
     def resume_reading(self, now: float) -> None:
         """Nothing is held back here: only TLS decrypts more than it can deliver."""
 
     def eof_received(self, now: float) -> None:
         """The peer has closed: for a session that is a broken link, unless it was over."""
-        if self.state is not LinkState.CLOSED and not (self.session and self.session.state is State.OVER):
+        if not self._is_over():
             raise ConnectionLost("the other end closed the connection")
 
     def _shake_hands(self) -> None:
@@ -109,13 +118,19 @@ class Link:
                 self._staged.append(self.session.open_frame(dials=True))
 
     def _cut_frames(self, now: float) -> None:
-        while self.state is not LinkState.CLOSED:
+        while not self._is_over():
             if self._left:
                 if not self._pass_on():
                     return
             elif not self._next_frame(now):
                 return
-        self._start = self._end  # what follows GOAWAY is of no interest
+        self._start = self._end  # what follows a GOAWAY, the peer's or ours, is of no interest
+
+    def _is_over(self) -> bool:
+        """Whether nothing more counts that comes here: a GOAWAY was said, or a newer link has taken over."""
+        session = self.session
+        replaced = self.state is LinkState.UP and session is not None and session.link is not self
+        return self.state is LinkState.CLOSED or replaced or (session is not None and session.state is State.OVER)
 
     def _pass_on(self) -> bool:
         count = min(self._left, self._end - self._start)
@@ -134,6 +149,8 @@ class Link:
             return False
         kind, flags, channel, length, number = HEADER.unpack_from(self._buffer, start)
         frames.check_header(kind, flags, channel, length)
+        if self.trace is not None and (channel or self._end >= start + HEADER_SIZE + length):
+            self.trace(f"< {frames.describe_header(kind, flags, channel, length, number)}")
         if kind == FrameType.DATA:
             self._check_data(flags, channel, length, number)
             if channel:
@@ -164,7 +181,7 @@ class Link:
     def _dispatch(self, kind: int, flags: int, channel: int, number: int, payload: memoryview, now: float) -> None:
         if self.state is LinkState.OPENING and kind == FrameType.OPEN:
             self.resumes = bool(flags & OpenFlag.RESUME)
-            self._receive_open(Peer.decode(bytes(payload)), now)
+            self._receive_open(Peer.decode(bytes(payload)), flags, now)
         elif self.session is None or (self.state is LinkState.OPENING and kind != FrameType.GOAWAY):
             raise RemoteProtocolError(f"the peer sent {FrameType(kind).name} before the OPENs were through")
         else:
@@ -172,7 +189,9 @@ class Link:
         if kind == FrameType.GOAWAY:
             self.state = LinkState.CLOSED
 
-    def _receive_open(self, peer: Peer, now: float) -> None:
+    def _receive_open(self, peer: Peer, flags: int, now: float) -> None:
+        if peer.kind is not Kind.OBJECTS and not flags & OpenFlag.DURABLE:
+            raise RemoteProtocolError(f"the peer is a {peer.kind.name.lower()} that is not durable")
         self.peer = peer
         if self.session is None:
             self.state = LinkState.PARKED
@@ -211,8 +230,11 @@ class Link:
             if self._handshake.output:
                 self._staged.append(bytes(self._handshake.output))
                 self._handshake.output.clear()
-            elif self.state in (LinkState.UP, LinkState.CLOSED) and self.session is not None:
+            elif self.session is not None and (self.state is LinkState.UP or self.session.state is State.OVER):
                 self._staged = self.session.compose(now, _SEND_LIMIT)
+                if self.trace is not None:
+                    for said in frames.describe(self._staged):
+                        self.trace(f"> {said}")
         return self._staged
 
     def data_sent(self, count: int) -> None:
@@ -221,19 +243,23 @@ class Link:
 
     def sending_is_over(self) -> bool:
         """Whether GOAWAY, the last frame of all, has gone out."""
-        over = self.session is not None and self.session.state is State.OVER
-        return (over or self.state is LinkState.CLOSED) and not self._staged
+        due = self.session is not None and self.session.goodbye_due
+        return self._is_over() and not self._staged and not due
 
     # ---- time
 
-    def next_deadline(self) -> float:
-        """Return when `handle_timeout` is to be called."""
+    def next_deadline(self) -> float | None:
+        """Return when `handle_timeout` is to be called, None for never."""
+        if self._is_over():
+            return None
         if self.state is LinkState.UP and self.session is not None:
             return self.session.next_deadline()
         return self._deadline
 
     def handle_timeout(self, now: float) -> None:
         """Raise Timeout for a handshake that takes too long, ConnectionLost for a silent peer."""
+        if self._is_over():
+            return
         if self.state is LinkState.UP and self.session is not None:
             if not self.session.handle_timeout(now):
                 raise ConnectionLost("the other end has been silent for 15 s")

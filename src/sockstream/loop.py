@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    Watch = tuple[int, Callable[[int], None]]
+
 READ = selectors.EVENT_READ
 WRITE = selectors.EVENT_WRITE
 _LONGEST_WAIT = 86400.0  # epoll takes 24 days at most, and a peer may offer a grace of centuries
@@ -48,7 +50,8 @@ class Loop:
     def __init__(self) -> None:
         self.now = time.monotonic
         self._selector = selectors.DefaultSelector()
-        self._unpollable: dict[int, tuple[int, Callable[[int], None]]] = {}
+        self._watches: dict[int, Watch] = {}
+        self._unpollable: set[int] = set()
         self._timers: list[Timer] = []
         self._soon: deque[Callable[[], None]] = deque()
         self._running = False
@@ -61,22 +64,29 @@ class Loop:
         """Call `callback(mask)` whenever `fd` is ready; replaces an earlier watch, mask 0 ends it."""
         if not mask:
             self.unwatch(fd)
-        elif fd in self._unpollable:
-            self._unpollable[fd] = (mask, callback)
-        elif fd in self._selector.get_map():
-            self._selector.modify(fd, mask, callback)
+            return
+        known = fd in self._watches
+        watch = self._watches[fd] = (mask, callback)
+        if fd in self._unpollable:
+            return
+        if known:
+            self._selector.modify(fd, mask, watch)
         else:
-            self._register(fd, mask, callback)
+            self._register(fd, mask, watch)
 
-    def _register(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
+    def _register(self, fd: int, mask: int, watch: Watch) -> None:
         try:
-            self._selector.register(fd, mask, callback)
+            self._selector.register(fd, mask, watch)
         except PermissionError:  # epoll's EPERM: a regular file, which never blocks
-            self._unpollable[fd] = (mask, callback)
+            self._unpollable.add(fd)
 
     def unwatch(self, fd: int) -> None:
         """Call back no more for `fd`; harmless when it is not watched."""
-        if self._unpollable.pop(fd, None) is None and fd in self._selector.get_map():
+        if self._watches.pop(fd, None) is None:
+            return
+        if fd in self._unpollable:
+            self._unpollable.discard(fd)
+        else:
             self._selector.unregister(fd)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
@@ -135,13 +145,16 @@ class Loop:
             self._soon.popleft()()
         if not self._running:
             return
+        watches = self._watches
         for key, mask in self._selector.select(self._patience()):
-            if self._selector.get_map().get(key.fd) is key:  # an earlier callback may have ended or changed it
-                key.data(mask)
-        for fd, (mask, callback) in list(self._unpollable.items()):
-            if self._unpollable.get(fd) == (mask, callback):
-                callback(mask)
-        self._run_timers()
+            watch = watches.get(key.fd)
+            if watch is not None and watch is key.data:  # an earlier callback may have ended or changed it
+                watch[1](mask)
+        for fd in list(self._unpollable):
+            if fd in watches:
+                watches[fd][1](watches[fd][0])
+        if self._timers:
+            self._run_timers()
 
     def _patience(self) -> float | None:
         timers = self._timers

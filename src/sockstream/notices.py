@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _QUIET_FOR = 1.0
 _REMEMBERED = 1024
 
@@ -35,15 +39,14 @@ class Notices:
         if self.verbosity >= 2:
             self._write(text)
 
-    def frame(self, text: str) -> None:
-        """Say what `-vv` asks for."""
-        if self.verbosity >= 3:
-            self._write(text)
+    def tracer(self) -> Callable[[str], None] | None:
+        """Return what writes a line for each frame, where `-vv` asks for it."""
+        return self._write if self.verbosity >= 3 else None
 
     def about_peer(self, peer: str, text: str) -> None:
-        """Say why a peer was refused: at most one line a second and address (the port does not count)."""
+        """Say why a peer was refused: at most one line a second and address, or uid (port and process do not count)."""
         now = time.monotonic()
-        key = peer.rpartition(":")[0] or peer
+        key = peer.rpartition(":")[0] or peer.rpartition(" ")[2]
         if now - self._last.get(key, -_QUIET_FOR) < _QUIET_FOR:
             return
         if len(self._last) >= _REMEMBERED:

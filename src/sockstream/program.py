@@ -228,7 +228,10 @@ class ProgramEnd:
             process.take_terminal(self._terminal)
         self._send(Exited(status))
         self.notices.detail(f"{self.job.name} {status.describe()}")
-        self._drain()
+        if self._link_over:
+            self._end_group()
+        else:
+            self._drain()
 
     def _drain(self) -> None:
         """Read the outputs to their end, or until they have been empty for the drain time while we could read."""
@@ -323,7 +326,12 @@ class ProgramEnd:
         self._cancel_grace()
         self.endpoint.drop_link()
         self._drained = True
-        for source in self.endpoint.sources.values():
+        sources = self.endpoint.sources.values()
+        if isinstance(self.session, RawStream) and self.status is None and sources and all(s.ended for s in sources):
+            # It has closed its output, which is what the peer answered by closing: it is probably about to end.
+            self.loop.call_later(POLITE_TIME, self._end_group)
+            return
+        for source in sources:
             source.end()  # a program that writes gets SIGPIPE
         self._end_group()
         self._maybe_done()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
+from . import __version__
 from .errors import RemoteProtocolError
 from .frames import DEFAULT_WINDOW_BITS, MAX_WINDOW_BITS, MIN_WINDOW_BITS, GoAwayCode
 
@@ -17,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+SOFTWARE = f"sockstream {__version__}"
 FOR_EVER = (1 << 64) - 1
 MAX_ARGUMENTS = 16 << 10
 MAX_TEXT = 512
@@ -25,6 +27,7 @@ _WANT = struct.Struct("<HQ")
 _STATUS = struct.Struct("<BBHQQQ")
 _WINSIZE = struct.Struct("<HHHH")
 _MICROSECONDS = 1_000_000
+_LONGEST = float(1 << 43)  # seconds; more microseconds than a u64 holds come out of longer ones
 
 
 class Kind(IntEnum):
@@ -102,7 +105,7 @@ class Peer:
         self.name = name
         self.host = host
         self.grace = grace
-        self.software = ""
+        self.software = SOFTWARE
         self.python: tuple[int, int, int] | None = None
         self.arguments: tuple[bytes, ...] = ()
         self.wants: dict[int, int] = {}
@@ -166,9 +169,9 @@ class Peer:
         self.python = (python[0], python[1], python[2]) if python else None
 
     def _take_texts(self, fields: dict[int, list[bytes]]) -> None:
-        self.software = _text(_one(fields, Tag.SOFTWARE, b""))
-        self.name = _text(_one(fields, Tag.NAME, b""))
-        self.host = _text(_one(fields, Tag.HOST, b""))
+        self.software = _text(_one(fields, Tag.SOFTWARE, b"")[:MAX_TEXT])
+        self.name = _text(_one(fields, Tag.NAME, b"")[:MAX_TEXT])
+        self.host = _text(_one(fields, Tag.HOST, b"")[:MAX_TEXT])
         self.arguments = tuple(fields.get(Tag.ARGUMENT, ()))
 
 
@@ -201,10 +204,13 @@ class Status:
         self.system = system
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Status) and self.encode() == other.encode()
+        return isinstance(other, Status) and self._parts() == other._parts()
 
     def __hash__(self) -> int:
-        return hash(self.encode())
+        return hash(self._parts())
+
+    def _parts(self) -> tuple[object, ...]:
+        return self.how, self.value, self.text, self.elapsed, self.user, self.system
 
     def __repr__(self) -> str:
         return f"<Status {self.describe()}>"
@@ -227,7 +233,7 @@ class Status:
         return "ended without a status"
 
     def encode(self) -> bytes:
-        times = (int(seconds * _MICROSECONDS) for seconds in (self.elapsed, self.user, self.system))
+        times = (_microseconds(seconds) for seconds in (self.elapsed, self.user, self.system))
         return _STATUS.pack(self.how, self.value, 0, *times) + self.text.encode("utf-8", "replace")[:MAX_TEXT]
 
     @classmethod
@@ -437,6 +443,11 @@ def _grace_from_wire(milliseconds: int) -> float:
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
+
+
+def _microseconds(seconds: float) -> int:
+    """Return a time for the wire; one that no clock shows (negative, infinite) is 0."""
+    return round(seconds * _MICROSECONDS) if 0 <= seconds < _LONGEST else 0
 
 
 def _u64(number: int) -> bytes:

@@ -66,7 +66,9 @@ class Runner:
         if isinstance(session, RawStream):
             self.loop.soon(self.end.begin)
             return session
-        return Link(self.credentials.handshake(dials=True, binding=binding), self.loop.now(), session)
+        link = Link(self.credentials.handshake(dials=True, binding=binding), self.loop.now(), session)
+        link.trace = self.notices.tracer()
+        return link
 
     def _connected(self, driver: SocketDriver) -> None:
         self.end.endpoint.use(driver)

@@ -12,7 +12,7 @@ import signal
 
 from . import transport
 from .accepting import Acceptor
-from .errors import SessionLost, SockstreamError
+from .errors import LimitExceeded, ProtocolError, SessionLost, SockstreamError
 from .frames import Channel, GoAwayCode
 from .loop import Loop
 from .program import POLITE_TIME, Job, ProgramEnd
@@ -91,7 +91,7 @@ class Server:
         """A viewer has come, for a program of its own or back to one."""
         assert link.peer is not None
         known = self._by_session.get(link.peer.session)
-        refusal = None if known else self._refusal(link, link.peer.kind)
+        refusal = self._refusal(link, link.peer.kind, known)
         if refusal is not None:
             self.notices.about_peer(transport.peer_text(driver.sock), f"refused: {refusal[1]}")
             link.refuse(*refusal)
@@ -103,9 +103,11 @@ class Server:
         except SessionLost as error:
             end.give_up(str(error))
 
-    def _refusal(self, link: Link, kind: Kind) -> tuple[GoAwayCode, str] | None:
+    def _refusal(self, link: Link, kind: Kind, known: ProgramEnd | None) -> tuple[GoAwayCode, str] | None:
         if kind is not Kind.VIEWER:
             return GoAwayCode.REFUSED, "this end runs programs and takes viewers: use sockstream connect"
+        if known is not None:
+            return None
         if link.resumes:
             return GoAwayCode.UNKNOWN_SESSION, "that program is not here any more"
         if self._stopping or len(self._ends) >= self._most:
@@ -114,6 +116,8 @@ class Server:
 
     def _on_stream(self, driver: SocketDriver, stream: RawStream) -> None:
         """A raw peer has come: its program starts at once."""
+        if len(self._ends) >= self._most:  # of several that were in their TLS handshake
+            raise LimitExceeded(f"refused: as many programs as may run here ({self._most}) do already")
         end = self._new_end(driver, stream, b"")
         end.endpoint.use(driver)
         if self._acceptor is not None and (self._once or len(self._ends) >= self._most):
@@ -126,11 +130,16 @@ class Server:
         def done(status: int) -> None:
             self._forget(end, session_id, status)
 
-        end = ProgramEnd(self.loop, self.job, session, self.notices, _wait_for_redial, done, environ)
+        end = ProgramEnd(self.loop, self.job, session, self.notices, self._on_broken, done, environ)
         self._ends[end] = None
         if session_id:
             self._by_session[session_id] = end
         return end
+
+    def _on_broken(self, error: SockstreamError | None) -> None:
+        """A viewer dials again by itself; until then the program end counts its grace."""
+        if isinstance(error, ProtocolError):
+            self.notices.about_peer(self.job.name, f"the link is closed: {error}")
 
     # ---- the end
 
@@ -155,7 +164,3 @@ class Server:
                 end.give_up("stopped")
         if not self._ends:
             self.loop.stop()
-
-
-def _wait_for_redial(_error: SockstreamError | None) -> None:
-    """A viewer dials again by itself; until then the program end counts its grace."""

@@ -15,7 +15,7 @@ from enum import IntEnum
 
 from . import frames, records
 from .channels import Incoming, Outgoing
-from .errors import LocalProtocolError, RemoteProtocolError
+from .errors import LocalProtocolError, RemoteProtocolError, SessionLost
 from .frames import HEADER, Channel, DataFlag, FrameType, GoAwayCode, OpenFlag, pack
 from .records import Kind, Peer, Status
 
@@ -32,6 +32,10 @@ MAX_OUTSTANDING_RECORDS = 1 << 16
 _SENDS: dict[Kind, tuple[int, ...]] = {
     Kind.PROGRAM: (Channel.CONTROL, Channel.STDOUT, Channel.STDERR),
     Kind.VIEWER: (Channel.CONTROL, Channel.STDIN),
+}
+_RECORDS_TO: dict[Kind, tuple[type, ...]] = {
+    Kind.PROGRAM: (records.Signal, records.WindowSize),
+    Kind.VIEWER: (records.Started, records.Exited, records.End),
 }
 OPPOSITE = {Kind.PROGRAM: Kind.VIEWER, Kind.VIEWER: Kind.PROGRAM}
 
@@ -145,17 +149,23 @@ class Session:
         self._round_trip = 0.0
         self._heard = 0.0
         self._taken_at: float | None = None
+        self._streams = [o for c, o in self.outgoing.items() if c != Channel.CONTROL]
         self._turn = 0
+        self._due = False  # there may be something to compose: most calls of `compose` end here
 
     @staticmethod
     def _outgoing(channel: int, adopting: Peer | None) -> Outgoing:
         start = adopting.wants.get(channel, 0) if adopting else 0
+        if start > frames.MAX_OFFSET:
+            raise RemoteProtocolError(f"the peer wants channel {channel} from {start} on, which cannot be")
         return Outgoing(channel, start=start, records=channel == Channel.CONTROL)
 
     # ---- the application's side
 
     def events(self) -> list[Event]:
         """Return and forget what has happened since the last call."""
+        if not self._events:
+            return []
         events, self._events = self._events, []
         return events
 
@@ -165,10 +175,12 @@ class Session:
 
     def write(self, channel: int, data: bytes) -> None:
         """Send `data`, which is kept by reference until the peer has taken it."""
+        self._due = True
         self.outgoing[channel].write(data)
 
     def finish(self, channel: int) -> None:
         """End a channel behind its last byte."""
+        self._due = True
         self.outgoing[channel].finish()
 
     def take(self, channel: int, count: int, now: float) -> None:
@@ -191,20 +203,29 @@ class Session:
         if control.end - control.base + len(data) > MAX_OUTSTANDING_RECORDS:
             raise LocalProtocolError("too many control records are outstanding: the peer does not take them")
         control.write(data)
+        self._due = True
 
     def end(self, status: Status) -> None:
         """Say that the program is over and everything was written; END follows the FINs of all channels."""
         self._end_due = status
+        self._due = True
 
     def leave(self, code: GoAwayCode = GoAwayCode.LEAVING, text: str = "") -> None:
         """End the session for good; GOAWAY goes out as the last frame of the link, if there is one."""
         self._goaway = records.encode_goaway(code, text)
+        self._due = True
         self.state = State.OVER
+
+    @property
+    def goodbye_due(self) -> bool:
+        """Whether GOAWAY has not gone out yet."""
+        return self._goaway is not None
 
     def untaken(self) -> dict[int, int]:
         """Return, per channel that has some, how many bytes written here are not known to be taken."""
-        left = {c: o.end - o.base for c, o in self.outgoing.items() if c != Channel.CONTROL}
-        return {channel: count for channel, count in left.items() if count}
+        if self.completed and self._end_due is not None:  # END was taken, which says it of everything
+            return {}
+        return {o.channel: o.kept() for o in self._streams if o.kept()}
 
     # ---- the link's side
 
@@ -216,8 +237,13 @@ class Session:
 
     def attach(self, link: Link, peer: Peer, now: float) -> None:
         """Go on over a new link whose OPEN is `peer`; raises SessionLost where what the peer wants is gone."""
+        if self.state is State.OVER:
+            raise SessionLost("this end has left the session")
+        for channel, outgoing in self.outgoing.items():
+            outgoing.check_wanted(peer.wants.get(channel, 0))
         resumed = self.peer is not None
         self.peer, self.link, self.state = peer, link, State.OPEN
+        self._due = True
         for channel, outgoing in self.outgoing.items():
             outgoing.resume(peer.wants.get(channel, 0), 1 << peer.window_bits)
         for incoming in self.incoming.values():
@@ -247,6 +273,7 @@ class Session:
         handler = _HANDLERS.get((self.state, kind))
         if handler is None:
             raise RemoteProtocolError(f"the peer sent {FrameType(kind).name} where it may not stand")
+        self._due = True
         handler(self, flags, channel, number, payload, now)
 
     def expect_data(self, flags: int, channel: int, length: int, offset: int) -> None:
@@ -262,6 +289,8 @@ class Session:
         """Take bytes of a stream, all or part of a DATA frame's payload."""
         if self.incoming[channel].receive(len(data)):
             self._events.append(Data(channel, data))
+        else:
+            self._due = True  # thrown away is taken
 
     def receive_fin(self, channel: int) -> None:
         """Take a FIN (checked by `expect_data`); it comes again on every link."""
@@ -274,6 +303,9 @@ class Session:
     def compose(self, now: float, limit: int) -> list[bytes | memoryview]:
         """Return frames to send now, about `limit` bytes of data at most, the urgent ones first."""
         out: list[bytes | memoryview] = []
+        if not self._due:
+            return out
+        self._due = False
         if self._goaway is not None:
             out.append(pack(FrameType.GOAWAY, payload=self._goaway))
             self._goaway = None
@@ -288,17 +320,20 @@ class Session:
 
     def next_deadline(self) -> float:
         """Return when `handle_timeout` is to be called."""
-        alive = self._heard + (PING_AFTER if self._ping_sent is None else DEAD_AFTER)
+        asked = self._ping_sent is not None or self._ping_due is not None
+        alive = self._heard + (DEAD_AFTER if asked else PING_AFTER)
         return alive if self._taken_at is None else min(alive, self._taken_at)
 
     def handle_timeout(self, now: float) -> bool:
         """Do what is due; False when the peer has been silent for too long."""
         if self._taken_at is not None and now >= self._taken_at:
             self._taken_at = None
+            self._due = True
             for incoming in self.incoming.values():
                 incoming.told_due |= incoming.taken > incoming.told
         if now >= self._heard + PING_AFTER and self._ping_sent is None:
             self._ping_due = int(now * 1000)
+            self._due = True
         return now < self._heard + DEAD_AFTER
 
     # ---- frames
@@ -319,6 +354,8 @@ class Session:
         control = self.incoming[Channel.CONTROL]
         control.receive(len(payload))
         record = records.decode_record(bytes(payload))
+        if record is not None and not isinstance(record, _RECORDS_TO[self.me.kind]):
+            raise RemoteProtocolError(f"the peer sent {type(record).__name__}, which is not for its kind of end")
         if isinstance(record, records.End):
             self._check_finals(record)
             self.end_received = record
@@ -331,10 +368,9 @@ class Session:
             self._events.append(record)
 
     def _check_finals(self, end: records.End) -> None:
-        for channel, final in end.finals.items():
-            incoming = self._incoming(channel)
-            if channel != Channel.CONTROL and incoming.final != final:
-                raise RemoteProtocolError(f"the peer's END says that channel {channel} has {final} bytes: it has not")
+        finals = {c: i.final for c, i in self.incoming.items() if c != Channel.CONTROL}
+        if self.end_received is not None or finals != end.finals:
+            raise RemoteProtocolError(f"the peer sent an END that does not fit: {end.finals} in place of {finals}")
 
     def _receive_taken(self, flags: int, channel: int, number: int, _payload: memoryview, _now: float) -> None:
         if not frames.MIN_WINDOW_BITS <= flags <= frames.MAX_WINDOW_BITS:
@@ -404,7 +440,7 @@ class Session:
             _append_data(out, Channel.CONTROL, *frame)
 
     def _compose_data(self, out: list[bytes | memoryview], limit: int) -> None:
-        streams = [o for c, o in self.outgoing.items() if c != Channel.CONTROL]
+        streams = self._streams
         idle = 0
         while limit > 0 and idle < len(streams):
             self._turn = (self._turn + 1) % len(streams)
@@ -416,13 +452,14 @@ class Session:
             idle = 0
             limit -= len(frame[1])
             _append_data(out, outgoing.channel, *frame)
+        self._due |= limit <= 0
         for outgoing in streams:
             if outgoing.fin_due():
                 fin = pack(FrameType.DATA, flags=DataFlag.FIN, channel=outgoing.channel, number=outgoing.send_fin())
                 out.append(fin)
 
     def _fins_sent(self) -> bool:
-        return all(o.fin_sent for c, o in self.outgoing.items() if c != Channel.CONTROL)
+        return all(outgoing.fin_sent for outgoing in self._streams)
 
     def _end_ready(self) -> bool:
         """Whether END may go out now; writes its record when that happens for the first time."""
@@ -435,9 +472,12 @@ class Session:
         return True
 
     def _note_taken(self, incoming: Incoming, now: float) -> None:
-        if incoming.taken > incoming.told and self._taken_at is None:
+        if incoming.taken_due() or incoming.stop_due:
+            self._due = True
+        elif incoming.taken > incoming.told and self._taken_at is None:
             self._taken_at = now + TAKEN_DELAY
-        self._complete_if_all_taken()
+        if self.end_received is not None:
+            self._complete_if_all_taken()
 
     def _complete_if_all_taken(self) -> None:
         end = self.end_received
@@ -445,7 +485,7 @@ class Session:
             return
         control = self.incoming[Channel.CONTROL]
         control.taken = control.expected
-        control.told_due = True
+        control.told_due = self._due = True
         self.completed = True
         self._events.append(Completed(end.status))
 

@@ -83,7 +83,8 @@ class TlsLayer:
     context: from one of the functions below.
     server_side: whether this end waits. server_hostname: whom a client dialled, if the context verifies that.
     make_core: called with the SSLObject once the handshake is complete, returns the inner core.
-    on_data: called whenever the inner core has events; must do nothing when the connection was given up meanwhile.
+    on_data: called whenever the inner core has events; it returns False when it has given the connection up, and
+        then nothing more is delivered.
     handshake_limit: bytes taken from the peer before the inner core exists; None for 4096 (server) or 131072.
     strict_eof: whether a connection that ends without close_notify is an error or merely ended.
     alpn: the protocol that the peer must have agreed to, or None for any.
@@ -99,7 +100,7 @@ class TlsLayer:
         server_side: bool,
         server_hostname: str | None = None,
         make_core: Callable[[ssl.SSLObject], Core],
-        on_data: Callable[[], None],
+        on_data: Callable[[], bool | None],
         handshake_limit: int | None = None,
         strict_eof: bool = True,
         alpn: str | None = None,
@@ -189,7 +190,7 @@ class TlsLayer:
                 count = self._fill(core.get_buffer(self._at_hand()))
                 if count:
                     core.buffer_updated(count, now)
-                    self._on_data()
+                    self._call_on_data()
             if self._ended and not self._more and not self._end_told:
                 self._tell_end(core, now)
         finally:
@@ -200,7 +201,12 @@ class TlsLayer:
         if self._error is not None:
             raise self._error
         core.eof_received(now)
-        self._on_data()
+        self._call_on_data()
+
+    def _call_on_data(self) -> None:
+        if self._on_data() is False:
+            self._more = False
+            self._ended = self._end_told = True
 
     def _at_hand(self) -> int:
         return len(self._stash) + len(self._received) + self._incoming.pending + _RECORD

@@ -218,7 +218,7 @@ class Proxy:
     listen no more; `accept`, to listen again.
     """
 
-    def __init__(self, address: Address, target: Address, plan: Plan, commands: int | None) -> None:
+    def __init__(self, address: Address, target: Address, plan: Plan, commands: int) -> None:
         self.plan = plan
         self.links: set[Link] = set()
         self.silent: list[socket.socket] = []
@@ -228,7 +228,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._selector = selectors.DefaultSelector()
         self._accept_links()
-        if commands is not None:
+        with contextlib.suppress(PermissionError):  # /dev/null and other files have no commands to wait for
             self._selector.register(commands, selectors.EVENT_READ, self._command)
 
     def run(self) -> None:

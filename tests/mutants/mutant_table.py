@@ -19,6 +19,7 @@ class Mutant(NamedTuple):
 
 
 _NEW_LINK = '"""Say again on a new link what must be repeated there."""\n        '
+_END = "            self.end_received = record"
 _UNTIL_FINS = "(self._end_at is None or control.sent != self._end_at or self._fins_sent())"
 _CREDIT = "min(MAX_DATA, self.base + self.window - self.sent)"
 
@@ -68,7 +69,13 @@ MUTANTS = [
         "END before FIN", "session", "if self._end_due is None or not self._fins_sent():", "if self._end_due is None:"
     ),
     Mutant("END before FIN on a new link", "session", _UNTIL_FINS, "True"),
-    Mutant("END is taken too early", "session", "        if self.end_received is None:\n", "        if True:\n"),
+    Mutant("END is taken too early", "session", _END + "\n", _END + "\n            control.take(len(payload), now)\n"),
+    Mutant(
+        "a record behind END is taken too early",
+        "session",
+        "        if self.end_received is None:\n",
+        "        if True:\n",
+    ),
     Mutant(
         "complete before all is taken",
         "session",
@@ -88,7 +95,9 @@ MUTANTS = [
     ),
     # viewers that come and go
     Mutant("GAP is not sent", "session", "if outgoing.gap_due:", "if False:"),
-    Mutant("GAP is sent twice", "session", "                outgoing.gap_due = False\n", ""),
+    Mutant(
+        "GAP names the wrong place", "session", "number=outgoing.base, payload", "number=outgoing.base + 1, payload"
+    ),
     Mutant("a new viewer begins at 0", "session", "adopting.wants.get(channel, 0) if adopting else 0", "0"),
     Mutant("an older link takes the newer one down", "session", "if self.link is not link:", "if self.link is None:"),
     # one link
@@ -98,7 +107,9 @@ MUTANTS = [
         "if self._end - start < HEADER_SIZE:",
         "if self._end - start <= HEADER_SIZE:",
     ),
-    Mutant("a part of a buffer is sent again", "link", "memoryview(staged[0])[count:]", "memoryview(staged[0])"),
+    Mutant(
+        "a part of a frame counts as a whole one", "link", "        self._left -= count\n", "        self._left = 0\n"
+    ),
     Mutant("PING is not answered", "session", "        self._pong_due = number\n", "        pass\n"),
     Mutant("bytes are no sign of life", "session", "        self._heard = now\n\n", "        pass\n\n"),
 ]

@@ -1,8 +1,8 @@
 """Run the model of the session against a mutant of it: `run_mutant.py DIRECTORY [NUMBER]`.
 
-Rules: this is a process of its own, so that no module is loaded before its mutant; DIRECTORY, which must be empty, gets
-a copy of the package, and in it the fault of that number in the table (none: as it is). Status 0: the model found nothing;
-3: it found the fault, and the last line of stdout says as what. Anything else is a failure of this script.
+Rules: this is a process of its own, so that no module is loaded before its mutant. DIRECTORY, which must be empty, gets
+a copy of the package, and in it the fault of that number in the table (none: as it is). Status 0: the model found
+nothing; 3: it found the fault, and the last line of stdout says as what. Anything else is a failure of this script.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FOUND = 3
-EXAMPLES, STEPS = 60, 100
+EXAMPLES, STEPS = 150, 100
 
 
 def plant(directory: Path, number: int | None) -> None:

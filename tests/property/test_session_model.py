@@ -93,6 +93,26 @@ class SessionModel(RuleBasedStateMachine):
         for _ in range(count):
             self.world.record(self.world.program if program else self.world.viewer)
 
+    @rule(side=sides, count=st.integers(1, 3))
+    def say_slowly(self, side: int, count: int) -> None:
+        for program in (True, False):
+            self.record(program, count)
+        self.world.deliver(side, 200, 1)
+
+    @rule(size=written, mosts=st.lists(moved, max_size=4), channel=channels, stops=sometimes)
+    def end_among_cuts(self, size: int, mosts: list[int], channel: int, stops: bool) -> None:
+        for stream in STREAMS:
+            self.world.write(stream, size)
+            self.world.finish(stream)
+        self.world.end()
+        for most in mosts:
+            self.exchange(most)
+            self.world.cut()
+            if stops:
+                self.world.stop(channel)
+            self.take_all(most)
+            self.world.redial()
+
     # ---- the network
 
     @rule(side=sides, most=moved)
@@ -135,6 +155,15 @@ class SessionModel(RuleBasedStateMachine):
         self.world.arrive_late(most)
         self.world.redial()
         self.world.arrive_late(most)
+
+    @rule(arrives=st.booleans())
+    def lose_taken(self, arrives: bool) -> None:
+        self.take_all(WHOLE)
+        self.world.wait(0.06)
+        for side in (DIALLER, WAITER):
+            self.world.send(side, WHOLE)
+        self.world.cut(arrives=arrives)
+        self.world.redial()
 
     @rule(most=moved)
     def restart_viewer(self, most: int) -> None:
@@ -189,4 +218,4 @@ def test_the_session_is_its_model() -> None:
 @pytest.mark.slow
 def test_the_session_is_its_model_for_long() -> None:
     """Ten thousand steps and more, in long stories."""
-    assert run_model(200, 150) >= 10_000
+    assert run_model(130, 130) >= 10_000

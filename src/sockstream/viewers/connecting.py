@@ -73,7 +73,9 @@ class Connecting:
         if isinstance(session, RawStream):
             self.terminal.loop.soon(self.viewing.begin)
             return session
-        return Link(self.credentials.handshake(dials=True, binding=binding), self.terminal.loop.now(), session)
+        link = Link(self.credentials.handshake(dials=True, binding=binding), self.terminal.loop.now(), session)
+        link.trace = self.notices.tracer()
+        return link
 
     def _connected(self, driver: SocketDriver) -> None:
         self.viewing.endpoint.use(driver)

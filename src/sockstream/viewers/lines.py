@@ -29,6 +29,10 @@ class Screen:
     def __init__(self) -> None:
         self.unfinished: LineSink | None = None
 
+    def end_line(self) -> None:
+        """Somebody else has ended the line: the terminal, with what was typed at a prompt."""
+        self.unfinished = None
+
 
 class LineSink:
     """One stream of one program, written to `out` line by line with `prefix` in front.

@@ -10,8 +10,9 @@ import os
 
 from .. import transport
 from ..accepting import Acceptor
-from ..errors import SessionLost
+from ..errors import LimitExceeded, ProtocolError, SessionLost
 from ..frames import Channel, GoAwayCode
+from ..notices import escape
 from ..raw import RawStream
 from ..records import Kind, Peer
 from ..session import Session
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..records import Status
     from ..security import Security
 
+_LONGEST_NAME = 64  # it stands before every line, however short: the peer must not choose how much that is
 _MARKS = ((Channel.STDOUT, b"| "), (Channel.STDERR, b"! "))
 
 
@@ -53,6 +55,7 @@ class Listening:
         self._timestamps = timestamps
         self._grace = grace
         self._screen = Screen()
+        self.terminal.on_line_typed = self._screen.end_line
         self._acceptor: Acceptor | None = None
         self._by_session: dict[bytes, Viewing] = {}
         self._names: set[str] = set()
@@ -89,7 +92,7 @@ class Listening:
     def _on_link(self, driver: SocketDriver, link: Link) -> None:
         assert link.peer is not None
         viewing = self._by_session.get(link.peer.session)
-        refusal = None if viewing else self._refusal(link.peer)
+        refusal = self._refusal(link.peer, viewing)
         if refusal is not None:
             self.notices.about_peer(transport.peer_text(driver.sock), f"refused: {refusal[1]}")
             link.refuse(*refusal)
@@ -98,21 +101,23 @@ class Listening:
         if viewing is None:
             me = Peer(Kind.VIEWER, session=link.peer.session, host=os.uname().nodename, grace=self._grace)
             session = Session(me, adopting=link.peer if link.resumes else None)
-            viewing = self._new(session, link.peer.name or "program")
+            viewing = self._new(session, escape(link.peer.name)[:_LONGEST_NAME] or "program")
             self._by_session[link.peer.session] = viewing
         try:
             viewing.endpoint.join(driver, link)
         except SessionLost as error:
             viewing.give_up(str(error))
 
-    def _refusal(self, peer: Peer) -> tuple[GoAwayCode, str] | None:
+    def _refusal(self, peer: Peer, viewing: Viewing | None) -> tuple[GoAwayCode, str] | None:
         if peer.kind is not Kind.PROGRAM:
             return GoAwayCode.REFUSED, "this end shows programs: start one with sockstream run"
-        if self._once and self.terminal.programs:
+        if viewing is None and self._once and self.terminal.programs:
             return GoAwayCode.FULL, "this viewer shows one program only (--once)"
         return None
 
     def _on_stream(self, driver: SocketDriver, stream: RawStream) -> None:
+        if self._once and self.terminal.programs:  # of several that were in their TLS handshake
+            raise LimitExceeded("refused: this viewer shows one program only (--once)")
         viewing = self._new(stream, transport.peer_text(driver.sock))
         viewing.endpoint.use(driver)
         if self._once and self._acceptor is not None:
@@ -123,7 +128,12 @@ class Listening:
         def done(status: Status | None) -> None:
             self._on_done(viewing, status)
 
-        viewing = Viewing(self.terminal.loop, session, self.notices, lambda: self._on_opened(viewing), _wait, done)
+        def broken(error: SockstreamError | None) -> None:
+            """A program end dials again by itself; until then its grace runs."""
+            if isinstance(error, ProtocolError):
+                self.notices.about_peer(viewing.name, f"the link is closed: {error}")
+
+        viewing = Viewing(self.terminal.loop, session, self.notices, lambda: self._on_opened(viewing), broken, done)
         viewing.name = self._unique(name)
         return viewing
 
@@ -162,7 +172,3 @@ class Listening:
             self.terminal.end(self.terminal.exit_code(status))
         elif self._acceptor is not None:
             self._acceptor.resume()
-
-
-def _wait(_error: SockstreamError | None) -> None:
-    """A program end dials again by itself; until then its grace runs."""

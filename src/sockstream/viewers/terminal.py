@@ -43,6 +43,7 @@ class Terminal:
         self.notices = notices
         self.status = 125
         self.programs: list[Viewing] = []
+        self.on_line_typed: Callable[[], None] = _nothing
         self._crlf = crlf
         self._stdin: Source | None = None
         self._stdin_ended = False
@@ -164,6 +165,8 @@ class Terminal:
 
     def _give(self, data: bytes) -> None:
         viewing = self.programs[0]
+        if data.endswith(b"\n") and os.isatty(0) and os.isatty(1):  # the terminal has shown it, line end and all
+            self.on_line_typed()
         viewing.session.write(Channel.STDIN, data.replace(b"\n", b"\r\n") if self._crlf else data)
         viewing.endpoint.flush_soon()
 
@@ -207,3 +210,7 @@ class Terminal:
             viewing.leave()
         if not self.programs:
             self.loop.stop()
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,229 @@
+"""A session goes on when its links are broken: every byte arrives once and in order, then the status.
+
+Rules: real ends, with the relay of tests/chaos between them. Over TCP the proof is bound to the address that was
+dialled, so only sock+tls:// can be relayed there; over a Unix socket the plain protocol can, and then the relay sees
+the frames and strikes beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chaos.running import Relay
+from helper_program import pattern
+from support import Running, helper, limit, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MIB = 1 << 20
+PAIRS = ("serve", "run")
+SEVEN = ("sh", "-c", "printf out; printf err >&2; exit 7")
+UNIX, TLS = "sock+unix", "sock+tls"
+
+
+class Ends:
+    """A program end and a viewer end, with a relay between them; one of each, made in the right order.
+
+    waits: "serve" (and the viewer is `connect`) or "run" (and the viewer is `listen --once`).
+    """
+
+    def __init__(self, stack: ExitStack, pair: str, scheme: str = UNIX) -> None:
+        self.stack = stack
+        self.pair = pair
+        self.scheme = scheme
+        self.to_viewer = "up" if pair == "run" else "down"  # the relay's word for it
+        self.relay: Relay
+
+    def place(self, name: str) -> str:
+        """Return where somebody may wait, without the scheme."""
+        return f"{os.environ['XDG_RUNTIME_DIR']}/{name}" if self.scheme == UNIX else "127.0.0.1:0"
+
+    def start(
+        self,
+        program: Sequence[str],
+        *relay_options: object,
+        grace: str = "60",
+        viewer: Sequence[str] = (),
+        **popen_options: object,
+    ) -> tuple[Running, Running]:
+        """Start all three and return the viewer end and the program end; `popen_options` are the viewer's."""
+        waiting = f"{self.scheme}://{self.place('end')}"
+        if self.pair == "serve":
+            program_end = self._enter(Running("serve", "--once", "--grace", grace, waiting, "--", *program))
+            front = self._relay(program_end.address, relay_options)
+            return self._enter(Running("connect", *viewer, front, **popen_options)), program_end
+        viewer_end = self._enter(Running("listen", "--once", *viewer, waiting, **popen_options))
+        front = self._relay(viewer_end.address, relay_options)
+        return viewer_end, self._enter(Running("run", "--grace", grace, "--to", front, "--", *program))
+
+    def _relay(self, address: str, options: Sequence[object]) -> str:
+        target = address.partition("://")[2]
+        self.relay = self.stack.enter_context(Relay(self.place("front"), target, *options))
+        return f"{self.scheme}://{self.relay.address}"
+
+    def _enter(self, running: Running) -> Running:
+        return self.stack.enter_context(running)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    """What is entered here is left at the end of the test."""
+    with ExitStack() as entered:
+        yield entered
+
+
+def own_words(end: Running) -> list[bytes]:
+    """Return what the command itself has said, without the address."""
+    lines = [line for line in end.stderr.splitlines() if line.startswith(b"sockstream: ")]
+    return [line for line in lines if b": listening on " not in line]
+
+
+def check_end(viewer: Running, program: Running, status: int = 7) -> None:
+    """Both ends report the program's status, and neither has anything to complain about."""
+    assert (viewer.wait(60), program.wait(60)) == (status, status), f"{viewer} {program}"
+    assert (own_words(viewer), own_words(program)) == ([], [])
+
+
+def peak_memory(end: Running) -> int:
+    """Return the most memory that a command has ever had resident, in bytes."""
+    text = Path(f"/proc/{end.pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+# ---- while data flows
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("scheme", [TLS, UNIX])
+@pytest.mark.parametrize(
+    ("size", "resets"),
+    [
+        pytest.param(16 * MIB, 12, id="16MiB"),
+        pytest.param(256 * MIB, 100, id="256MiB", marks=pytest.mark.slow),
+    ],
+)
+def test_bulk_through_resets(stack: ExitStack, pair: str, scheme: str, size: int, resets: int, tmp_path: Path) -> None:
+    """Random bytes through `cat` and back are the same, although the link is reset again and again, either way."""
+    data = os.urandom(size)
+    source = tmp_path / "random"
+    source.write_bytes(data)
+    stdin = stack.enter_context(source.open("rb"))
+    ends = Ends(stack, pair, scheme)
+    options = ("--after", f"0-{size // resets}", "--times", resets, "--seed", size + resets)
+    viewer, program = ends.start(["cat"], *options, stdin=stdin)
+    check_end(viewer, program, 0)
+    assert sha256(viewer.stdout).digest() == sha256(data).digest()
+    assert (ends.relay.strikes, ends.relay.links) == (resets, resets + 1)
+    source.unlink()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_three_streams_through_resets(stack: ExitStack, pair: str, tmp_path: Path) -> None:
+    """stdin, stdout and stderr flow at once, each is whole, and the status is right, through resets either way."""
+    data = pattern(4 * MIB).replace(b"\n", b" ")  # so that a line of our own would be seen
+    source = tmp_path / "random"
+    source.write_bytes(data)
+    stdin = stack.enter_context(source.open("rb"))
+    ends = Ends(stack, pair)
+    viewer, program = ends.start(
+        ("sh", "-c", "tee /dev/stderr; exit 7"), "--after", "0-500000", "--times", 10, stdin=stdin
+    )
+    assert (viewer.wait(60), program.wait(60)) == (7, 7)
+    assert viewer.stdout == data
+    assert re.sub(rb"^sockstream: listening on \S+\n", b"", viewer.stderr) == data
+    assert ends.relay.strikes == 10
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_small_writes_through_resets(stack: ExitStack, pair: str) -> None:
+    """Lines that come one by one are all there, in order, when the link breaks every few hundred bytes."""
+    script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.005; done; exit 7"
+    ends = Ends(stack, pair)
+    viewer, program = ends.start(("sh", "-c", script), "--after", "300-900", "--times", 30)
+    check_end(viewer, program)
+    assert viewer.stdout.split() == [b"%d" % number for number in range(1, 301)]
+    assert ends.relay.strikes > 5
+
+
+# ---- in the handshake and at the end
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("count", [0, 1, 48, 49, 81, 90, 120, 160])
+def test_a_cut_before_the_start(stack: ExitStack, pair: str, direction: str, count: int) -> None:
+    """A first link that breaks in preamble, HELLO, proof or OPEN is dialled again; the program runs once."""
+    ends = Ends(stack, pair)
+    viewer, program = ends.start(SEVEN, "--after", count, "--direction", direction, "--times", 1)
+    check_end_of_seven(viewer, program)
+    assert (ends.relay.strikes, ends.relay.links) == (1, 2)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("before", [True, False])
+def test_a_cut_beside_open(stack: ExitStack, pair: str, before: bool) -> None:
+    """The waiting end's OPEN is lost, or the last that the dialling end hears: the program runs once."""
+    ends = Ends(stack, pair)
+    options = ("--before" if before else "--behind", "OPEN", "--direction", "down", "--times", 1)
+    viewer, program = ends.start(SEVEN, *options)
+    check_end_of_seven(viewer, program)
+    assert ends.relay.strikes == 1
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_cuts_in_many_handshakes(stack: ExitStack, pair: str) -> None:
+    """Once a session stands, any number of links may break before they carry anything."""
+    ends = Ends(stack, pair)
+    viewer, program = ends.start(
+        ("sh", "-c", "echo begun; read line; echo $line; exit 7"), "--after", "0-300", "--skip", 1, "--times", 25
+    )
+    viewer.wait_for_output(b"begun\n")
+    ends.relay.command("reset")
+    wait_until(lambda: ends.relay.strikes == 26, 30, "26 broken links")
+    viewer.write(b"through\n")
+    check_end(viewer, program)
+    assert viewer.stdout == b"begun\nthrough\n"
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(
+    ("where", "frame", "by_program"),
+    [
+        ("--before", "EXIT", True),
+        ("--behind", "EXIT", True),
+        ("--before", "END", True),
+        ("--behind", "END", True),  # what the viewer answers, the last TAKEN, is lost
+        ("--before", "GOAWAY", True),
+        ("--before", "STARTED", True),
+        ("--before", "TAKEN", False),
+        ("--before", "TAKEN@2", False),
+    ],
+)
+def test_a_cut_at_the_end(stack: ExitStack, pair: str, where: str, frame: str, by_program: bool) -> None:
+    """Whatever the last moments of a link lose, both ends come to the program's status."""
+    ends = Ends(stack, pair)
+    direction = ends.to_viewer if by_program else {"up": "down", "down": "up"}[ends.to_viewer]
+    viewer, program = ends.start(SEVEN, where, frame, "--direction", direction, "--times", 1)
+    check_end_of_seven(viewer, program)
+    assert ends.relay.strikes == 1
+
+
+def check_end_of_seven(viewer: Running, program: Running) -> None:
+    """The program SEVEN has run once and everything of it has come."""
+    assert (viewer.wait(), program.wait()) == (7, 7), f"{viewer} {program}"
+    assert viewer.stdout == b"out"
+    assert re.sub(rb"^sockstream: listening on \S+\n", b"", viewer.stderr) == b"err"
+    assert own_words(program) == []
