@@ -446,7 +446,6 @@ def test_a_gap_gives_no_credit_for_bytes_that_are_here() -> None:
 def test_taken_is_due_on_a_new_link_at_a_quarter_window_and_at_the_end() -> None:
     """Else it waits for the session's delay."""
     channel = incoming()
-    assert channel.taken_due()
     channel.told, channel.told_due = 0, False
     channel.receive(WINDOW)
     channel.take(WINDOW // 4 - 1, 0.0)

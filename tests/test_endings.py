@@ -7,6 +7,7 @@ Rules: the program's group is looked for in the process table when all is over: 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -262,7 +263,8 @@ def test_a_viewer_killed_and_a_program_ended_meanwhile() -> None:
         viewer.process.kill()
         viewer.wait()
         assert end.wait() == 9
-        assert b"no link for 1 s (7 bytes of stdout not confirmed)\n" in end.stderr
+        # "ready" is confirmed 50 ms after it was taken, which the viewer may not have lived to see.
+        assert re.search(rb"no link for 1 s \((7|13) bytes of stdout not confirmed\)\n", end.stderr)
 
 
 def test_a_stopped_viewer_is_waited_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 
 import pytest
@@ -100,17 +101,18 @@ def test_an_answer_that_was_due_still_goes_out() -> None:
     assert drain(link) == bytes(32)
 
 
-@pytest.mark.parametrize("again", [b"", b"x", b"x" * 32])
+@pytest.mark.parametrize("again", [b"", b"x", b"x" * 32, open_frame(peer(Kind.PROGRAM))])
 def test_after_a_wrong_proof_no_frame_is_taken(again: bytes) -> None:
-    """A driver that goes on all the same gets nowhere: the link does not come up."""
+    """A driver that goes on all the same gets nowhere: the link does not come up, and knows no peer."""
     link = waiting_link()
     give(link, hello(33))
     with pytest.raises(AuthenticationError):
         give(link, bytes(32))
-    with pytest.raises((AuthenticationError, RemoteProtocolError)):
+    with contextlib.suppress(AuthenticationError, RemoteProtocolError):
         link.get_buffer(1)[: len(again)] = again
         link.buffer_updated(len(again), 0.0)
-    assert link.state is LinkState.HANDSHAKE
+    assert link.state in (LinkState.HANDSHAKE, LinkState.CLOSED)
+    assert link.peer is None
 
 
 @pytest.mark.parametrize("size", [33, 2048])
@@ -155,16 +157,16 @@ def test_frames_before_the_proof_is_through() -> None:
         give(link, bytes(client.output) + open_frame(peer(Kind.PROGRAM)))
 
 
-@pytest.mark.parametrize("start", [hello(2048), hello(33), hello(2048)[:2000], PREAMBLE + b"\x00\x08\0\0"])
-@pytest.mark.parametrize("piece", [7, 1000, 1 << 20])
-def test_no_more_than_4096_bytes_before_the_proof(start: bytes, piece: int) -> None:
-    """Whatever a peer sends, a link takes 4096 bytes of it at most until the peer has proven itself."""
+@pytest.mark.parametrize("first", [1, 16, 2000, 2064, 2064 + 31])
+@pytest.mark.parametrize("then", [7, 1000, 1 << 20])
+def test_no_more_than_4096_bytes_before_the_proof(first: int, then: int) -> None:
+    """However the slices fall, a link takes 4096 bytes in all until the peer has proven itself, and then refuses it."""
     link, taken = waiting_link(), 0
-    data = memoryview(start + bytes(20_000))
+    data = memoryview(hello(2048) + bytes(20_000))
     with pytest.raises((AuthenticationError, RemoteProtocolError)):
         while True:
-            room = link.get_buffer(piece)
-            count = min(len(room), piece, len(data))
+            room = link.get_buffer(1)
+            count = min(len(room), then if taken else first, len(data))
             assert count
             room[:count], data = data[:count], data[count:]
             taken += count
@@ -483,6 +485,29 @@ def test_a_length_of_four_gigabytes_sets_nothing_aside(kind: FrameType) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("step", [0, 1], ids=["nothing is missing", "a byte is missing"])
+def test_gaps_do_not_fill_memory(step: int) -> None:
+    """Thousands of GAPs between bytes that the application has not taken yet are not all remembered."""
+    viewer = viewer_session()
+    link = by_hand(viewer)
+    give(link, pack(DATA, channel=2, payload=b"x"))
+    frames, offset = [], 1
+    for _ in range(20_000):
+        offset += step
+        frames.append(pack(GAP, channel=2, number=offset, payload=b"\2"))
+        if step:
+            frames.append(pack(DATA, channel=2, number=offset, payload=b"x"))
+            offset += 1
+    tracemalloc.start()
+    try:
+        for frame in frames:
+            give(link, frame)
+            viewer.events()
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("size", [513, 514])
 def test_goaway_exactly_at_the_limit_and_one_over(size: int) -> None:
     """512 bytes of text pass."""
@@ -659,6 +684,15 @@ def test_a_replaced_link_takes_nothing_and_ends_nothing() -> None:
     old.links[WAITER].eof_received(0.0)
     assert not session.detach(old.links[WAITER])
     assert (session.state, session.link) == (State.OPEN, new.links[WAITER])
+
+
+def test_a_replaced_link_does_not_say_the_newer_ones_farewell() -> None:
+    """When the session is left, GOAWAY `leaving` goes out over its newer link, also where the older is asked first."""
+    old, new = replaced()
+    new.ends[WAITER].session.leave()
+    assert split_frames(drain(old.links[WAITER])) == [(FrameType.GOAWAY, 0, 0, 0, bytes((GoAwayCode.REPLACED,)))]
+    assert old.links[WAITER].sending_is_over()
+    assert split_frames(drain(new.links[WAITER]))[-1] == (FrameType.GOAWAY, 0, 0, 0, bytes((GoAwayCode.LEAVING,)))
 
 
 def test_a_closed_link_waits_for_no_handshake() -> None:

@@ -190,9 +190,10 @@ class Incoming:
     """The receiving side of a channel: offsets, the window it grants, and what it has told the peer."""
 
     __slots__ = (
-        "_gaps",
+        "_gap",
         "_mark",
         "_mark_time",
+        "_waiting",
         "bits",
         "channel",
         "expected",
@@ -214,7 +215,9 @@ class Incoming:
         self.told_due = False
         self.bits = bits
         self._mark = 0
-        self._gaps: deque[tuple[int, int]] = deque()  # (from, to), of those that lie before bytes still to be taken
+        self._waiting = 0  # bytes that have arrived and are not taken
+        # Where the first gap among those bytes begins and the last one ends: taken stays below until all of it is passed.
+        self._gap: tuple[int, int] | None = None
         self._mark_time: float | None = None
 
     @property
@@ -244,16 +247,23 @@ class Incoming:
         self.expected += count
         if self.stopping:
             self.taken = self.expected
+        else:
+            self._waiting += count
         return not self.stopping
 
     def take(self, count: int, now: float) -> None:
         """The application has taken `count` more bytes."""
         if self.stopping:
             return
-        self.taken += count
-        self._pass_gaps()
-        if self.taken > self.expected:
+        if count > self._waiting:
             raise LocalProtocolError(f"channel {self.channel}: more bytes taken than have arrived")
+        self._waiting -= count
+        if self._gap is not None and self._waiting > self.expected - self._gap[1]:
+            self.taken = min(self._gap[0], self.taken + count)
+        else:
+            self.taken = self.expected - self._waiting
+            self._mark = self.taken if self._gap is not None else self._mark
+            self._gap = None
         if self._mark_time is None:
             self._mark_time = now
 
@@ -274,7 +284,7 @@ class Incoming:
         if not self.stopping:
             self.stopping = self.stop_due = True
             self.taken = self.expected
-            self._gaps.clear()
+            self._waiting, self._gap = 0, None
 
     def begin_again(self) -> None:
         """The peer is a new process: a stream that had ended is unwanted now, and ends again where the peer says."""
@@ -289,18 +299,13 @@ class Incoming:
         if offset > MAX_OFFSET:
             raise RemoteProtocolError(f"the peer sent a GAP on channel {self.channel} that goes on at {offset}")
         missing = offset - self.expected
-        self._gaps.append((self.expected, offset))
+        if self._waiting:
+            self._gap = (self._gap[0] if self._gap is not None else self.expected, offset)
+        else:
+            self.taken = self._mark = offset
         self.expected = offset
         self.gap_wanted = False
-        self._pass_gaps()
         return missing
-
-    def _pass_gaps(self) -> None:
-        """A gap is taken when everything before it is."""
-        while self._gaps and self.taken >= self._gaps[0][0]:
-            start, stop = self._gaps.popleft()
-            self.taken += stop - start
-            self._mark += stop - start
 
     def new_link(self) -> None:
         """Say again on a new link what must be repeated there; where nothing has come yet, OPEN has said it."""

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 OUR_TROUBLE = 125
 _ADDRESSES = """\
 addresses:
-  /path, sock+unix:///path   the sockstream protocol on a Unix socket (the default)
-  :port, host:port, sock://  the protocol on TCP: plain on this machine, TLS elsewhere
+  /path, sock+unix:///path   the sockstream protocol on a Unix socket (default)
+  :port, sock://host:port    the protocol on TCP; off this machine in TLS
   sock+tls://host:port       the protocol, always in TLS
-  tcp:// unix:/// tls://     raw bytes, for peers that know nothing of sockstream
+  tcp:// unix:/// tls://     raw bytes, for peers that know nothing of all this
 """
 _STATUSES = """\
 exit status (of serve and listen with --once):
-  the program's own; 128+N where signal N ended it; 126 it cannot be executed; 127 it is not found;
+  the program's own, or 128+N where signal N ended it;
+  126 it cannot be executed, 127 it is not found;
   125 trouble of sockstream's own, which is one line on stderr
 """
 _NOTES = f"\n{_ADDRESSES}\n{_STATUSES}"
@@ -47,6 +48,21 @@ class Parser(argparse.ArgumentParser):
 
     def print_help(self, file: object = None) -> None:
         show(self.format_help())
+
+
+class Layout(argparse.RawDescriptionHelpFormatter):
+    """argparse's own, which would import shutil (2 ms) to find the width, whether there is help to print or not."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    text = os.environ.get("COLUMNS", "")
+    try:
+        return int(text) if text.isdecimal() and int(text) else os.get_terminal_size(1).columns or 80
+    except OSError:  # stdout is no terminal
+        return 80
 
 
 class Command:
@@ -91,7 +107,7 @@ class Command:
             prog=f"sockstream {self.name}",
             description=self.summary,
             epilog=f"examples:\n{self.examples}\n{self.notes}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Layout,
             usage=self.usage,
             allow_abbrev=False,
         )
@@ -364,7 +380,7 @@ COMMANDS = {
         Command(
             "run",
             "-- PROGRAM [ARG...]",
-            "Run a program with its stdin, stdout and stderr on a socket; a viewer end waits there.",
+            "Run a program with its stdin, stdout and stderr on a socket.",
             "  sockstream run -- ./report.py\n  sockstream run --to sock+tls://desk:7411 -- make test\n"
             "  sockstream run --to tcp://127.0.0.1:9000 --only out -- tail -f log",
             _run_options,
@@ -390,7 +406,7 @@ COMMANDS = {
         Command(
             "connect",
             "ADDRESS",
-            "Dial a program that is served, or any raw service, from this terminal.",
+            "Dial a served program, or any raw service, from this terminal.",
             "  sockstream connect :7411\n  sockstream connect --crlf tcp://127.0.0.1:80",
             _connect_options,
             _connect,
@@ -423,13 +439,15 @@ def general_help() -> str:
     rows = "\n".join(f"  {c.name:{width}}  {c.summary}" for c in COMMANDS.values())
     return (
         "usage: sockstream COMMAND [options] [-- PROGRAM [ARG...]]\n\n"
-        "Put any program's stdin, stdout and stderr on a socket, without touching the program.\n\n"
+        "Put any program's stdin, stdout and stderr on a socket; the program never knows.\n\n"
         f"commands:\n{rows}\n\n"
         "examples:\n  sockstream listen                  in one terminal\n"
         "  sockstream run -- ./report.py      in another\n\n"
         f"{_ADDRESSES}\n{_STATUSES}\n"
-        "'sockstream COMMAND --help' shows a command's options; 'sockstream --version' the version.\n"
-        "'sockstream --man' prints the manual page, 'sockstream --completion bash' the shell's completion.\n"
+        "sockstream COMMAND --help     a command's options\n"
+        "sockstream --man              the manual page\n"
+        "sockstream --completion bash  completion for the shell (bash, zsh, fish)\n"
+        "sockstream --version          the version\n"
     )
 
 

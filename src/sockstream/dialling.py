@@ -71,6 +71,12 @@ class Dialler:
         self._attempts = 0
         self.loop.soon(self._dial)  # never from within: a failure would stop a loop that has not begun to run
 
+    def start_again(self, patience: float) -> None:
+        """A good link has broken: dial anew, for `patience` seconds, but not at the same moment as everybody else."""
+        self._until = self.loop.now() + patience
+        self._attempts = 0
+        self.loop.call_later(self._delay(), self._dial)
+
     def stop(self) -> None:
         """Dial no more."""
         self._stopped = True

@@ -9,8 +9,9 @@ The same class serves a raw stream, which is its own core and has just one link.
 
 from __future__ import annotations
 
+from .events import Data, Finished, Stopped
 from .frames import GoAwayCode
-from .session import Data, Finished, Session, Stopped
+from .session import Session
 from .streams import Source
 
 TYPE_CHECKING = False
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from .descriptors import Read
     from .driver import SocketDriver
     from .errors import SockstreamError
+    from .events import Event
     from .link import Link
     from .loop import Loop
     from .raw import RawStream
-    from .session import Event
 
     class Drain(Protocol):
         """Where a channel's bytes go: a `streams.Sink`, or what a viewer makes of one."""
@@ -52,6 +53,7 @@ class Endpoint:
         self.sources: dict[int, Source] = {}
         self.sinks: dict[int, Drain] = {}
         self.on_room: Callable[[], None] = _nothing
+        self.came_up = False  # whether the latest link that has ended got as far as OPEN
         self._flush_due = False
 
     def use(self, driver: SocketDriver) -> None:
@@ -179,8 +181,10 @@ class Endpoint:
         self.owner.on_link_lost(error)
 
     def _detach(self) -> None:
-        if isinstance(self.session, Session) and self.session.link is not None:
-            self.session.detach(self.session.link)
+        link = self.session.link if isinstance(self.session, Session) else None
+        self.came_up = link is not None
+        if isinstance(self.session, Session) and link is not None:
+            self.session.detach(link)
 
 
 def _nothing() -> None:

@@ -51,6 +51,7 @@ class Link:
         self._buffer = bytearray(MAX_BEFORE_PROOF)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        self._before_proof = 0  # bytes taken from a peer of whom nothing is known
         self._left = 0
         self._channel = 0
         self._staged: list[bytes | memoryview] = []
@@ -69,6 +70,8 @@ class Link:
             self._start, self._end = 0, left
         if self.state is not LinkState.HANDSHAKE and len(self._buffer) < BUFFER_SIZE:
             self._grow_buffer()
+        if self.state is LinkState.HANDSHAKE:
+            return self._view[self._end : self._end + MAX_BEFORE_PROOF - self._before_proof]
         return self._view[self._end :]
 
     def _grow_buffer(self) -> None:
@@ -83,6 +86,8 @@ class Link:
         and the link ends.
         """
         self._end += count
+        if self.state is LinkState.HANDSHAKE:
+            self._before_proof += count
         if self.session is not None and self.session.link is self:
             self.session.heard(now)
         try:
@@ -230,7 +235,7 @@ class Link:
             if self._handshake.output:
                 self._staged.append(bytes(self._handshake.output))
                 self._handshake.output.clear()
-            elif self.session is not None and (self.state is LinkState.UP or self.session.state is State.OVER):
+            elif self.session is not None and self.session.link is self:
                 self._staged = self.session.compose(now, _SEND_LIMIT)
                 if self.trace is not None:
                     for said in frames.describe(self._staged):
@@ -243,7 +248,7 @@ class Link:
 
     def sending_is_over(self) -> bool:
         """Whether GOAWAY, the last frame of all, has gone out."""
-        due = self.session is not None and self.session.goodbye_due
+        due = self.session is not None and self.session.link is self and self.session.goodbye_due
         return self._is_over() and not self._staged and not due
 
     # ---- time

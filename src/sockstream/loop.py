@@ -65,8 +65,10 @@ class Loop:
         if not mask:
             self.unwatch(fd)
             return
-        known = fd in self._watches
-        watch = self._watches[fd] = (mask, callback)
+        known, watch = self._watches.get(fd), (mask, callback)
+        if watch == known:  # selectors would keep the old one, which `_turn` takes for one that has ended
+            return
+        self._watches[fd] = watch
         if fd in self._unpollable:
             return
         if known:

@@ -14,10 +14,11 @@ import signal
 from . import process, transport
 from .endpoint import Endpoint
 from .errors import LocalProtocolError, ProgramError
+from .events import Completed, Finished, GoneAway, Opened
 from .frames import Channel, GoAwayCode
 from .raw import RawStream
 from .records import Exited, How, Kind, Peer, Signal, Started, Status, goaway_name
-from .session import Completed, Finished, GoneAway, Opened, Session, State
+from .session import Session, State
 from .streams import Sink
 
 TYPE_CHECKING = False
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from .errors import SockstreamError
+    from .events import Event
     from .loop import Loop, Timer
     from .notices import Notices
-    from .session import Event
 
 DRAIN_TIME = 5.0
 POLITE_TIME = 2.0

@@ -9,11 +9,11 @@ for both kinds of address. What raw cannot carry (status, signals, a second outp
 from __future__ import annotations
 
 from . import frames
-from .session import Data, Finished
+from .events import Data, Finished
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .session import Event
+    from .events import Event
 
 BUFFER_SIZE = 256 << 10
 QUEUE_LIMIT = 1 << 20

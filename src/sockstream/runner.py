@@ -74,13 +74,11 @@ class Runner:
         self.end.endpoint.use(driver)
 
     def _on_broken(self, error: SockstreamError | None) -> None:
-        if not self.end.opened and error is not None:
+        if error is not None and (is_final(error) or not self.end.endpoint.came_up):
             self._dialler.failed(error)
-        elif error is not None and is_final(error):
-            self.end.give_up(str(error))
         else:
             self.notices.detail(f"{error}; dialling again")
-            self._dialler.start(self.job.grace)
+            self._dialler.start_again(self.job.grace)
 
     def _failed(self, error: SockstreamError) -> None:
         if self.end.opened:

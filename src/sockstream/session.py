@@ -16,6 +16,7 @@ from enum import IntEnum
 from . import frames, records
 from .channels import Incoming, Outgoing
 from .errors import LocalProtocolError, RemoteProtocolError, SessionLost
+from .events import Completed, Data, Finished, Gap, GoneAway, Opened, Stopped
 from .frames import HEADER, Channel, DataFlag, FrameType, GoAwayCode, OpenFlag, pack
 from .records import Kind, Peer, Status
 
@@ -23,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .events import Event
     from .link import Link
 
 PING_AFTER = 5.0
@@ -47,78 +49,6 @@ class State(IntEnum):
     OPEN = 1
     BROKEN = 2
     OVER = 3
-
-
-class Opened:
-    """The peer's OPEN has come: the first (`resumed` False) or one of a new link."""
-
-    __slots__ = ("peer", "resumed")
-
-    def __init__(self, peer: Peer, resumed: bool) -> None:
-        self.peer = peer
-        self.resumed = resumed
-
-
-class Data:
-    """Bytes of a channel; say `Session.take` when they are where they belong."""
-
-    __slots__ = ("channel", "data")
-
-    def __init__(self, channel: int, data: memoryview) -> None:
-        self.channel = channel
-        self.data = data
-
-
-class Finished:
-    """The peer has ended a channel: nothing follows its last byte."""
-
-    __slots__ = ("channel",)
-
-    def __init__(self, channel: int) -> None:
-        self.channel = channel
-
-
-class Stopped:
-    """The peer wants no more of a channel; what was not sent is dropped."""
-
-    __slots__ = ("channel",)
-
-    def __init__(self, channel: int) -> None:
-        self.channel = channel
-
-
-class Gap:
-    """Bytes of a channel that will never come: those from `start` to `stop`."""
-
-    __slots__ = ("channel", "reason", "start", "stop")
-
-    def __init__(self, channel: int, start: int, stop: int, reason: int) -> None:
-        self.channel = channel
-        self.start = start
-        self.stop = stop
-        self.reason = reason
-
-
-class Completed:
-    """Viewer: all up to END has been taken, and this is the program's status. Program: the viewer has said so."""
-
-    __slots__ = ("status",)
-
-    def __init__(self, status: Status) -> None:
-        self.status = status
-
-
-class GoneAway:
-    """The peer has left for good, with a code of `GoAwayCode` and a text."""
-
-    __slots__ = ("code", "text")
-
-    def __init__(self, code: int, text: str) -> None:
-        self.code = code
-        self.text = text
-
-
-Event = Opened | Data | Finished | Stopped | Gap | Completed | GoneAway | records.Record
 
 
 class Session:
@@ -200,7 +130,7 @@ class Session:
         """Send a control record; it overtakes queued data. Raises LocalProtocolError when too many are outstanding."""
         control = self.outgoing[Channel.CONTROL]
         data = record.encode()
-        if control.end - control.base + len(data) > MAX_OUTSTANDING_RECORDS:
+        if control.kept() + len(data) > MAX_OUTSTANDING_RECORDS:
             raise LocalProtocolError("too many control records are outstanding: the peer does not take them")
         control.write(data)
         self._due = True

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from .endpoint import Endpoint
 from .errors import LocalProtocolError
+from .events import Completed, Finished, Gap, GoneAway, Opened, Stopped
 from .frames import Channel, GoAwayCode
 from .raw import RawStream
 from .records import How, Signal, Status, goaway_name
-from .session import Completed, Finished, Gap, GoneAway, Opened, Session, State, Stopped
+from .session import Session, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .errors import SockstreamError
+    from .events import Event
     from .loop import Loop, Timer
     from .notices import Notices
-    from .session import Event
 
 GOODBYE_TIME = 5.0
 POLITE_TIME = 2.0

@@ -1,8 +1,8 @@
 """Feed a link what a broken or hostile peer might send: `fuzz_link.py [SECONDS] [FIRST SEED]`.
 
 Rules: a case is one number, which decides everything; of exceptions only those of `ALLOWED` may come out of a link, and
-anything else is a `Finding` that names the case. Before the peer has proven itself a link may take 4096 bytes and must not
-come up; afterwards it may hold its receive buffer and give its application a window of each channel, and no more.
+anything else is a `Finding` that names the case. Before the peer has proven itself a link may take 4096 bytes and must
+not come up; afterwards it may hold its receive buffer and give its application a window of each channel, and no more.
 
 A case takes what a real peer said to a link like this one (nonces are fixed, so it can be said again), and changes it
 before or behind the proof: bits, bytes, frames, fields of headers, whole payloads; or it says something random.
@@ -28,13 +28,16 @@ from pair import (
     accept,
     drain,
     handshake,
+    peer,
     program_session,
     split_frames,
     viewer_session,
 )
 from sockstream import errors, records
-from sockstream.frames import HEADER, FrameType, GoAwayCode
+from sockstream.frames import HEADER, FrameType, GoAwayCode, pack
 from sockstream.link import BUFFER_SIZE, Link, LinkState
+from sockstream.records import Kind, Peer
+from sockstream.session import OPPOSITE
 
 ALLOWED = (
     errors.RemoteProtocolError,
@@ -173,8 +176,46 @@ def random_frame(dice: random.Random) -> Frame:
     return kind, flags, channel, dice.choice(OFFSETS), payload
 
 
-def what_to_say(heard: bytes, dice: random.Random) -> tuple[bytes, bool]:
-    """Return what the peer says in this case, and whether its proof is right."""
+def random_field(dice: random.Random) -> bytes:
+    """Return a field of OPEN, most often one that there is."""
+    value = dice.randbytes(dice.choice((0, 1, 2, 3, 4, 8, 10, 16, 600)))
+    return dice.randrange(18).to_bytes(2, "little") + len(value).to_bytes(4, "little") + value
+
+
+def story(channels: tuple[int, ...], said: Peer, dice: random.Random) -> bytes:
+    """Return OPEN and frames whose offsets fit each other, of a peer that sends these channels; few are wrong."""
+    for channel in range(4):
+        if dice.random() < 0.2:
+            said.wants[channel] = dice.choice(OFFSETS)
+    fields = [random_field(dice) for _ in range(dice.choice((0, 0, 0, 1, 2)))]
+    frames = [pack(FrameType.OPEN, flags=dice.choice((2, 2, 2, 3, 0)), payload=said.encode() + b"".join(fields))]
+    offsets = dict.fromkeys(channels, 0)
+    for _ in range(dice.choice((1, 10, 100))):
+        channel = dice.choice(channels)
+        size = dice.choice((1, 9, 1000, 30_000, 65_536)) if channel else 9
+        match dice.randrange(8):
+            case 0:
+                offsets[channel] += dice.choice((0, 0, 1, 5000, 1 << 40))
+                frames.append(pack(FrameType.GAP, channel=channel, number=offsets[channel], payload=b"\2"))
+            case 1:
+                frames.append(
+                    pack(FrameType.TAKEN, flags=20, channel=dice.choice((0, 1, 2, 3)), number=dice.choice(OFFSETS))
+                )
+            case 2:
+                frames.append(pack(FrameType.STOP, channel=dice.choice((1, 2, 3))))
+            case 3:
+                frames.append(pack(dice.choice((FrameType.PING, FrameType.PONG)), number=dice.choice(OFFSETS)))
+            case 4 if dice.random() < 0.1:
+                frames.append(pack(FrameType.DATA, flags=1, channel=channel, number=offsets[channel]))
+            case _:
+                payload = bytes(size) if channel else dice.randbytes(9)
+                frames.append(pack(FrameType.DATA, channel=channel, number=offsets[channel], payload=payload))
+                offsets[channel] += size
+    return b"".join(frames)
+
+
+def what_to_say(heard: bytes, dice: random.Random, said: Peer) -> tuple[bytes, bool]:
+    """Return what the peer, who would say `said` in its OPEN, says in this case, and whether its proof is right."""
     greeting, rest = heard[:GREETING], heard[GREETING:]
     match dice.randrange(8):
         case 0:
@@ -183,10 +224,13 @@ def what_to_say(heard: bytes, dice: random.Random) -> tuple[bytes, bool]:
             spoilt = spoil_bytes(greeting, dice)
             return spoilt + rest, spoilt == greeting
         case 2:
-            long = greeting[:10] + dice.choice(NUMBERS[:10]).to_bytes(2, "little") + bytes(2) + greeting[16:]
-            return long + bytes(6000), False
+            size = dice.choice((0, 32, 34, 1000, 2047, 2048, 2049, 65_535))
+            return greeting[:12] + size.to_bytes(2, "little") + greeting[14:] + bytes(6000), False
         case 3:
             return greeting + spoil_bytes(rest, dice), True
+        case 4 | 5:
+            channels = (0, 2, 3) if said.kind is Kind.PROGRAM else (0, 1)
+            return greeting + story(channels, said, dice), True
         case _:
             return greeting + spoil_frames(rest, dice), True
 
@@ -220,7 +264,8 @@ class Target:
         """Let the link receive what is said, in slices, and behave as a driver would."""
         view = memoryview(said)
         # An honest peer's greeting and OPEN come in steps: it waits for this end's before it goes on.
-        for stop in (HELLO, GREETING, GREETING + first_frame(said), len(said)) if honest else (len(said),):
+        steps = (HELLO, GREETING, GREETING + first_frame(said)) if honest or self.dice.random() < 0.5 else ()
+        for stop in (*steps, len(said)):
             while view and len(said) - len(view) < stop and self.link.wants_read():
                 left = stop - (len(said) - len(view))
                 view = view[self.receive(view[:left]) :]
@@ -237,6 +282,8 @@ class Target:
         room[:count] = data[:count]
         if self.link.state is LinkState.HANDSHAKE:
             self.taken_before_proof += count
+            if self.taken_before_proof > 4096:
+                raise Finding(f"{self.taken_before_proof} bytes were taken before the proof")
         self.link.buffer_updated(count, self.now)
         self.drive()
         return count
@@ -247,6 +294,8 @@ class Target:
             self.answer()
         if self.link.session is not None:
             self.application.absorb(self.now)
+            for received in self.application.received.values():
+                received.clear()
         for channel, count in self.application.untaken.items():
             if count and self.dice.random() < 0.3:
                 self.application.take(channel, self.dice.randint(1, count), self.now)
@@ -258,17 +307,15 @@ class Target:
 
     def answer(self) -> None:
         """Accept a peer that fits; refuse any other."""
-        peer, me = self.link.peer, self.application.session.me
-        assert peer is not None
-        if peer.session == me.session and {peer.kind, me.kind} == {records.Kind.PROGRAM, records.Kind.VIEWER}:
+        other, me = self.link.peer, self.application.session.me
+        assert other is not None
+        if other.session == me.session and OPPOSITE.get(other.kind) is me.kind:
             accept(self.pair, self.now)
         else:
             self.link.refuse(GoAwayCode.REFUSED, "not here")
 
     def check(self, honest: bool) -> None:
         """Raise Finding where the link holds more than it may, or trusts a stranger."""
-        if self.taken_before_proof > 4096 and not honest:
-            raise Finding(f"{self.taken_before_proof} bytes were taken before the proof")
         if self.link.state is not LinkState.HANDSHAKE and not honest:
             raise Finding("the link came up without a proof")
         if len(self.link._buffer) > BUFFER_SIZE:
@@ -278,12 +325,19 @@ class Target:
                 raise Finding(f"the application holds {count} bytes of channel {channel}")
 
 
-def run(case: int, *, spoil: bool = True) -> str:
-    """Run one case and return its outcome: the name of an allowed exception, or "through"; raises Finding."""
+def prepare(case: int, *, spoil: bool = True) -> tuple[Target, bytes, bool]:
+    """Return the link of a case, what its peer will say, and whether that peer is honest about who it is."""
     dice = random.Random(case)
     target = Target(dice)
     heard = recorded(target.program_dials)[1 - target.side]
-    said, honest = what_to_say(heard, dice) if spoil else (heard, True)
+    if not spoil:
+        return target, heard, True
+    return target, *what_to_say(heard, dice, peer(OPPOSITE[target.application.session.me.kind]))
+
+
+def run(case: int, *, spoil: bool = True) -> str:
+    """Run one case and return its outcome: the name of an allowed exception, or "through"; raises Finding."""
+    target, said, honest = prepare(case, spoil=spoil)
     try:
         target.hear(said, honest)
     except ALLOWED as error:

@@ -2,11 +2,11 @@
 
     independent.py viewer|program --dial|--wait ADDRESS --token-file FILE [--cut N]... [--cert PEM --key PEM] [-- ARGV]
 
-Both ends exit with the program's status (128+N for signal N). A protocol error, GOAWAY or a lost session is 125: nothing
-is forgiven, so that a test sees it. Each --cut breaks the link hard once N more bytes of frames have passed over it, in
-the middle of one where that comes. A link is made with blocking calls; then one select serves everything. Left out:
-objects, adoption and GAP, TLS under sock://, IPv6, stretched tokens, programs that cannot start, the answer to another
-version or session, and the checks of a peer's address and uid.
+It exits with the program's status (128+N for signal N), or with a traceback where the peer breaks a rule, goes away or
+stays away: nothing is forgiven, so that a test sees it. Each --cut breaks the link hard once N more bytes have passed,
+in the middle of a frame where that comes. A link begins with blocking calls; then one select serves everything. Left
+out: objects, adoption and GAP, TLS under sock://, IPv6, stretched tokens, programs that cannot start, PINGs of our own,
+the answers to another version or session, and the checks of a peer's address and uid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hmac
-import math
 import os
 import random
 import select
@@ -27,23 +26,13 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 OPEN, DATA, TAKEN, STOP, _, PING, PONG, GOAWAY = range(1, 9)
 STARTED, SIGNAL, _, EXIT, END = range(1, 6)
 FIN, RESUME, DURABLE, PROGRAM, VIEWER, LEAVING = 1, 1, 2, 2, 3, 6
-LONGEST = {DATA: 1 << 20, TAKEN: 0, STOP: 0, PING: 0, PONG: 0, GOAWAY: 513}
-WINDOW, GRACE, MAGIC = 20, 60, bytes.fromhex("93534B530D0A1A0A")
+LONGEST = {OPEN: 1 << 16, DATA: 1 << 20, TAKEN: 0, STOP: 0, PING: 0, PONG: 0, GOAWAY: 513}
+WINDOW, GRACE, NEVER, MAGIC = 20, 60, float("inf"), bytes.fromhex("93534B530D0A1A0A")
 AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
-def check(holds: object, what: object) -> None:
-    if not holds:
-        raise ValueError(what)  # it ends the session, where an OSError only breaks the link
-
-
-def say(what: object) -> None:
-    print(f"independent: {what}", file=sys.stderr, flush=True)
 
 
 def frame(kind: int, flags: int = 0, channel: int = 0, number: int = 0, payload: bytes = b"") -> bytes:
@@ -59,108 +48,271 @@ def receive(link: socket.socket, count: int) -> bytes:
     return data
 
 
-class Endpoint:
-    """Sections 1 and 2: where links come from, and how they prove the token."""
+class Stream:
+    """One channel in one direction; `data` are the bytes not taken yet, which `file` gives or gets."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.dials = args, bool(args.dial)
+    def __init__(self) -> None:
+        self.file, self.data, self.window = None, bytearray(), 0
+        self.at = self.taken = 0  # sent, or received, up to here; the peer has taken up to there
+        self.ended = self.stopped = False  # the length is known; we want no more
+        self.told: dict[int, int] = {}  # the TAKEN, STOP and FIN (as DATA) that went out on this link
+
+
+class Session:
+    """The program's or the viewer's end of one session."""
+
+    link = child = listener = None
+    opened, output, passed, attempts, lost_at = False, b"", 0, 0, NEVER
+    end_at, finals, status, over = -1, [], b"", NEVER  # over: when a viewer waits for the last GOAWAY no longer
+
+    def __init__(self, args: argparse.Namespace, argv: list[str]) -> None:
+        self.args, self.argv, self.dials, self.kind = args, argv, bool(args.dial), PROGRAM
+        self.input, self.marks = bytearray(), [0]  # marks: where our records end
+        self.out, self.into = {c: Stream() for c in (0, 2, 3)}, {c: Stream() for c in (0, 1)}
+        if args.kind == "viewer":
+            self.kind, self.out, self.into = VIEWER, self.into, self.out
+            for fd, stream in enumerate((self.out[1], self.into[2], self.into[3])):
+                stream.file = open(fd, "wb" if fd else "rb", 0, closefd=False)  # noqa: SIM115 (for good)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda n, _: self.record(bytes([SIGNAL]) + signal.Signals(n).name.encode()))
         self.scheme, _, place = (args.dial or args.wait).partition("://")
         self.family = socket.AF_UNIX if self.scheme == "sock+unix" else socket.AF_INET
-        host, _, port = place.rpartition(":")
-        self.where: Any = place if self.family == socket.AF_UNIX else (host, int(port))
-        self.listener = None if self.dials else socket.create_server(self.where, family=self.family)
-        if self.listener:
-            name = self.listener.getsockname()
-            say(f"listening on {self.scheme}://{name if isinstance(name, str) else '{}:{}'.format(*name)}")
+        self.where = place if self.scheme == "sock+unix" else (place.split(":")[0], int(place.split(":")[1]))
+        if self.dials:
+            self.id, self.lost_at = os.urandom(16), time.monotonic() + GRACE
+        else:
+            self.id, self.listener = b"", socket.create_server(self.where, family=self.family)
+            print("independent: listening on", self.listener.getsockname(), file=sys.stderr)
 
-    def link(self) -> socket.socket:
-        """Returns the link that was dialled, or that came, when it has proved the token."""
+    def run(self) -> int:
+        """Serves the session until it is over; returns the exit status."""
+        while time.monotonic() < self.over and self.out[0].taken != self.end_at:
+            assert self.link or time.monotonic() < self.lost_at, "the session is lost"
+            try:
+                if self.dials and not self.link:
+                    self.make_link()
+                if self.child:
+                    self.report()
+                if self.link and not self.output:
+                    self.fill()
+                self.move()
+            except OSError as error:
+                print("independent:", error, file=sys.stderr)
+                if self.link:
+                    self.lost_at, self.attempts = time.monotonic() + GRACE, 0
+                elif self.dials and self.over < NEVER:
+                    self.over = 0  # the program end has gone: it knows that all is taken
+                self.link, self.output, self.attempts = None, b"", self.attempts + 1
+                time.sleep(random.uniform(0, min(10, 0.05 * 2**self.attempts)) if self.dials else 0)
+        if self.link and self.kind == PROGRAM:
+            self.leave()
+        return {1: 0, 2: 128, 3: 0}[self.status[0]] + self.status[1]
+
+    def make_link(self) -> None:
+        """Dials or accepts a link, and makes it the session's when it has proved the token (sections 1 and 2)."""
         link = self.listener.accept()[0] if self.listener else socket.socket(self.family)
         link.settimeout(10)
         if self.dials:
             link.connect(self.where)
-        if self.family == socket.AF_UNIX:
-            binding = b"unix"
-        elif self.scheme == "sock+tls":
-            link = self.tls().wrap_socket(link, server_side=not self.dials)
-            check(link.selected_alpn_protocol() == "sockstream/1", "the peer did not choose our protocol")
+        if self.scheme == "sock+tls":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if self.dials else ssl.PROTOCOL_TLS_SERVER)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.set_alpn_protocols(["sockstream/1"])
+            if not self.dials:
+                context.load_cert_chain(self.args.cert, self.args.key)
+            link = context.wrap_socket(link, server_side=not self.dials)
+            assert (link.version(), link.selected_alpn_protocol()) == ("TLSv1.3", "sockstream/1")
             own = "" if self.dials else Path(self.args.cert).read_text()
-            binding = ssl.PEM_cert_to_DER_cert(own) if own else link.getpeercert(True)
+            binding = link.getpeercert(True) if self.dials else ssl.PEM_cert_to_DER_cert(own)
+        elif self.scheme == "sock+unix":
+            binding = b"unix"
         else:
             host, port = link.getpeername() if self.dials else link.getsockname()
             binding = b"tcp" + bytes(10) + b"\xff\xff" + socket.inet_aton(host) + struct.pack("<H", port)
         self.prove(link, sha256(binding).digest())
-        return link
-
-    def tls(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if self.dials else ssl.PROTOCOL_TLS_SERVER)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_alpn_protocols(["sockstream/1"])
-        if not self.dials:
-            context.load_cert_chain(self.args.cert, self.args.key)
-        return context
+        self.greet(link)
+        link.setblocking(False)
+        self.link, self.input, self.output = link, bytearray(), b""
 
     def prove(self, link: socket.socket, binding: bytes) -> None:
-        def proof(text: bytes, transcript: bytes) -> bytes:
-            return hmac.digest(key, text + sha256(transcript).digest() + binding, "sha256")
-
         key, role = bytes.fromhex(Path(self.args.token_file).read_text()), 1 if self.dials else 2
         mine = MAGIC + struct.pack("<BBHHHB", 1, 0, 0, 33, 0, role) + os.urandom(32)
         link.sendall(mine if self.dials else b"")
         theirs = receive(link, 16)
-        check(theirs[:9] == MAGIC + b"\1", f"the peer speaks something else: {theirs!r}")
+        assert theirs[:9] == MAGIC + b"\1", f"the peer speaks something else: {theirs!r}"
         theirs += receive(link, int.from_bytes(theirs[12:14], "little"))
-        check(49 <= len(theirs) <= 2064 and theirs[16] == 3 - role, f"HELLO: {theirs!r}")
+        assert 49 <= len(theirs) <= 2064 and theirs[16] == 3 - role, f"HELLO: {theirs!r}"
         transcript = mine + theirs if self.dials else theirs + mine
-        client = proof(b"sockstream 1 client\0", transcript)
-        server = proof(b"sockstream 1 server\0", transcript + client)
+        client = hmac.digest(key, b"sockstream 1 client\0" + sha256(transcript).digest() + binding, "sha256")
+        server = hmac.digest(key, b"sockstream 1 server\0" + sha256(transcript + client).digest() + binding, "sha256")
         link.sendall(client if self.dials else mine)
         right = hmac.compare_digest(receive(link, 32), server if self.dials else client)
         link.sendall(b"" if self.dials else server if right else bytes(32))
-        check(right, "the peer has another token")
+        assert right, "the peer has another token"
 
+    def open(self) -> bytes:
+        fields = [(1, self.id), (2, bytes([self.kind])), (4, b"independent"), (8, bytes([WINDOW]))]
+        fields += [(3, struct.pack("<HQ", channel, stream.at)) for channel, stream in self.into.items()]
+        payload = b"".join(struct.pack("<HI", tag, len(value)) + value for tag, value in fields)
+        return frame(OPEN, DURABLE | (RESUME if self.opened and self.dials else 0), payload=payload)
 
-class Stream:
-    """One channel in one direction; `data` are the bytes not taken yet, which `file` gives or gets."""
+    def greet(self, link: socket.socket) -> None:
+        """Section 3.1, and the beginning of 4.2."""
+        link.sendall(self.open() if self.dials else b"")
+        kind, flags, _, size, _ = struct.unpack("<BBHIQ", receive(link, 16))
+        payload, fields, wants = receive(link, min(size, LONGEST[OPEN])), {8: b"\x14"}, {}
+        if kind == GOAWAY and self.over < NEVER:
+            raise ConnectionAbortedError("the peer has left")
+        assert kind == OPEN and flags & DURABLE, f"the peer does not want this session: {payload!r}"
+        while payload:
+            tag, size = struct.unpack_from("<HI", payload)
+            fields[tag], payload = payload[6 : 6 + size], payload[6 + size :]
+            wants.update([struct.unpack("<HQ", fields[tag])] if tag == 3 else [])
+        assert fields[1] == self.id or not (self.id or flags & RESUME), "another session"
+        assert fields[2][0] + self.kind == PROGRAM + VIEWER, "the kind of the peer"
+        self.id = fields[1]
+        link.sendall(b"" if self.dials else self.open())
+        for channel, stream in self.out.items():
+            want = wants.get(channel, 0)
+            assert stream.taken <= want <= stream.at, f"the peer wants {want} on channel {channel}"
+            stream.at, stream.window = want, max(stream.window, 1 << fields[8][0])
+        for stream in [*self.out.values(), *self.into.values()]:
+            stream.told = {}
+        if self.kind == PROGRAM and not self.opened:
+            pipe = subprocess.PIPE
+            self.child = child = subprocess.Popen(self.argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
+            self.into[1].file, self.out[2].file, self.out[3].file = child.stdin, child.stdout, child.stderr
+            self.record(struct.pack("<BQ", STARTED, child.pid))
+        self.opened = True
 
-    def __init__(self, file: Any = None) -> None:
-        self.file, self.data, self.window = file, bytearray(), 0
-        self.at = self.taken = 0  # sent, or received, up to here; the peer has taken up to there
-        self.ended = self.stopped = False  # the length is known; we want no more
-        self.told: dict[int, int] = {}  # the TAKEN, STOP and FIN (as DATA) that went out on the newest link
+    def record(self, record: bytes) -> None:
+        self.out[0].data += record
+        self.marks.append(self.marks[-1] + len(record))
 
+    def report(self) -> None:
+        """Writes EXIT and END when they are due."""
+        if not self.status and (code := self.child.poll()) is not None:
+            self.status = struct.pack("<BBHQQQ", 1 if code >= 0 else 2, abs(code), 0, 0, 0, 0)
+            self.status += signal.Signals(-code).name.encode() if code < 0 else b""
+            self.record(bytes([EXIT]) + self.status)
+        if self.status and self.out[2].ended and self.out[3].ended and self.end_at < 0:
+            finals = b"".join(struct.pack("<HQ", c, self.out[c].taken + len(self.out[c].data)) for c in (2, 3))
+            self.record(struct.pack("<BH", END, 2) + finals + self.status)
+            self.end_at = self.marks[-1]
 
-class Session:
-    """Sections 3 to 5: the program's or the viewer's end of one session."""
+    def fill(self) -> None:
+        """Puts what may be sent now into the output, one frame of each channel at most."""
+        if self.finals and not any(self.into[c].data for c, _ in self.finals):
+            self.into[0].data.clear()  # TAKEN may pass END: the completion
+            self.over = min(self.over, time.monotonic() + 5)
+        for channel, stream in self.into.items():
+            now = {TAKEN: stream.at - len(stream.data)} | ({STOP: 0} if stream.stopped else {})
+            for kind, number in now.items() - stream.told.items():
+                self.output += frame(kind, WINDOW if kind == TAKEN else 0, channel, number)
+            stream.told = now
+        for channel, stream in self.out.items():
+            limit = end = stream.taken + len(stream.data)
+            limit = min(end, stream.taken + stream.window, stream.at + LONGEST[DATA])
+            if channel == 0:  # one record in each frame, and END after the FINs
+                limit = next((mark for mark in self.marks if mark > stream.at), end)
+                if limit == self.end_at and not (self.out[2].told and self.out[3].told):
+                    continue
+            part = bytes(stream.data[stream.at - stream.taken : limit - stream.taken])
+            if part or (stream.ended and stream.at == end and not stream.told):
+                self.output += frame(DATA, 0 if part else FIN, channel, stream.at, part)
+                stream.at, stream.told = limit, stream.told if part else {DATA: end}
 
-    link: Any = None  # its blocking beginning is over, and OPEN read
-    child: subprocess.Popen[bytes] | None = None
-    id, opened, output, passed, retry_at, attempts, lost_at = b"", False, b"", 0, 0.0, 0, math.inf
-    end_at, finals, status, over = -1, b"", b"", math.inf  # over: when a viewer waits for GOAWAY no longer
-
-    def __init__(self, args: argparse.Namespace, argv: list[str]) -> None:
-        self.argv, self.cuts, self.dials, self.kind = argv, args.cut, bool(args.dial), VIEWER
-        if args.kind == "program":
-            self.out, self.into, self.kind = {c: Stream() for c in (0, 2, 3)}, {0: Stream(), 1: Stream()}, PROGRAM
-        else:
-            files = [open(fd, "wb" if fd else "rb", 0, closefd=False) for fd in range(3)]
-            self.out, self.into = {0: Stream(), 1: Stream(files[0])}, {0: Stream(), 2: Stream(files[1]), 3: Stream(files[2])}
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda n, _: self.record(bytes([SIGNAL]) + signal.Signals(n).name.encode()))
-        self.input, self.marks = bytearray(), [0]  # marks: where our records end
-        if self.dials:
-            self.id, self.lost_at = os.urandom(16), time.monotonic() + GRACE
-        self.endpoint = Endpoint(args)
-
-    def run(self) -> int:
-        """Serves the session until it is over; returns the exit status."""
-        while not self.over < time.monotonic() and not self.out[0].taken == self.end_at:
-            check(self.link or time.monotonic() < self.lost_at, "the session is lost")
+    def move(self) -> None:
+        """Waits until something can move, and moves it."""
+        sources = {s.file: s for s in self.out.values() if s.file and len(s.data) < 1 << WINDOW}
+        sinks = {s.file: s for s in self.into.values() if s.file and s.data}
+        readers = [*sources, *(each for each in (self.link, self.listener) if each)]
+        writers = [*sinks, *([self.link] if self.output else [])]
+        readable, writable, _ = select.select(readers, writers, [], 0.05)
+        for stream in [sources[file] for file in readable if file in sources]:
+            stream.data += (part := stream.file.read(65536))
+            stream.ended = not part
+        for stream in [sinks[file] for file in writable if file in sinks]:
             try:
-                self.serve()
-            except OSError as error:
-                say(error)
-                self.over = self.over if self.link or not self.dials else min(self.over, 0)
-                ...
-        return {1: 0, 2: 128, 3: 0}.get(self.status[0], 125) + self.status[1]
+                del stream.data[: stream.file.write(stream.data[:4096])]  # so much a ready pipe takes
+            except OSError:
+                stream.stopped = True  # the peer learns it by STOP
+                stream.data.clear()
+        for stream in [*self.out.values(), *(s for s in self.into.values() if not s.data)]:
+            if stream.file and (stream.ended or stream.stopped):
+                stream.file = stream.file.close()
+        if self.link:
+            self.move_link()
+        if self.listener in readable:
+            self.make_link()
+
+    def move_link(self) -> None:
+        with contextlib.suppress(*AGAIN):
+            while self.output:
+                count = self.link.send(self.output)
+                self.output, self.passed = self.output[count:], self.passed + count
+        with contextlib.suppress(*AGAIN):
+            self.input += (part := self.link.recv(1 << 16))
+            self.passed += len(part)
+            if not part:
+                raise ConnectionResetError("the peer closed the link")
+        while len(self.input) >= 16:
+            kind, flags, channel, size, number = struct.unpack_from("<BBHIQ", self.input)
+            assert size <= LONGEST[kind], f"a frame of type {kind} with {size} bytes"
+            if len(self.input) < 16 + size:
+                break
+            self.handle(kind, flags, channel, number, bytes(self.input[16 : 16 + size]))
+            del self.input[: 16 + size]
+        if self.args.cut and self.passed >= self.args.cut[0]:
+            self.passed -= self.args.cut.pop(0)
+            self.link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            raise ConnectionAbortedError("cut")
+
+    def handle(self, kind: int, flags: int, channel: int, number: int, payload: bytes) -> None:
+        stream = self.into[channel] if kind == DATA else self.out[channel]
+        if kind == DATA:
+            assert number == stream.at and (flags, bool(payload)) in ((FIN, False), (0, not stream.ended)), "DATA"
+            stream.at, stream.ended = number + len(payload), bool(flags)
+            stream.data += payload if channel and not stream.stopped else b""
+            assert len(stream.data) <= 1 << WINDOW, f"channel {channel}: more than the window"
+            if channel == 0:
+                self.take_record(payload)
+        elif kind == TAKEN:
+            assert stream.taken <= number <= stream.at and 16 <= flags <= 24, f"TAKEN of channel {channel}"
+            del stream.data[: number - stream.taken]
+            stream.taken, stream.window = number, 1 << flags
+        elif kind == STOP and not stream.ended:
+            del stream.data[stream.at - stream.taken :]
+            stream.ended = True
+        elif kind == PING:
+            self.output += frame(PONG, number=number)
+        elif kind == GOAWAY:
+            assert self.over < NEVER, f"the peer went away: {payload!r}"
+            self.over = 0
+
+    def take_record(self, record: bytes) -> None:
+        if record[0] == SIGNAL and self.child:
+            self.child.send_signal(signal.Signals[record[1:].decode()])
+        elif record[0] == END and self.kind == VIEWER:
+            split = 3 + 10 * record[1]
+            self.finals, self.status = [*struct.iter_unpack("<HQ", record[3:split])], record[split:]
+            assert all(self.into[c].ended and self.into[c].at == n for c, n in self.finals), "END before its streams"
+            self.into[0].data += record  # so it is not taken yet
+
+    def leave(self) -> None:
+        with contextlib.suppress(OSError):  # the peer may be gone: it knows that all is taken
+            self.link.settimeout(2)
+            self.link.sendall(self.output + frame(GOAWAY, payload=bytes([LEAVING])))
+            socket.socket.shutdown(self.link, socket.SHUT_WR)
+            while self.link.recv(65536):  # closing with unread bytes would reset the link, and lose the GOAWAY
+                pass
+
+
+if __name__ == "__main__":
+    split = [*sys.argv, "--"].index("--")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=["viewer", "program"])
+    for name in ("--dial", "--wait", "--token-file", "--cert", "--key"):
+        parser.add_argument(name)
+    parser.add_argument("--cut", type=int, action="append", default=[])
+    sys.exit(Session(parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]).run())

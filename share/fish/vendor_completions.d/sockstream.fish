@@ -19,7 +19,7 @@ end
 complete -c sockstream -f
 complete -c sockstream -n 'contains -- -- (commandline -opc)' -x -a '(__sockstream_program)'
 complete -c sockstream -n '__sockstream_in --completion' -x -a 'bash zsh fish'
-complete -c sockstream -n __sockstream_at_start -a run -d 'Run a program with its stdin, stdout and stderr on a socket; a viewer end waits there.'
+complete -c sockstream -n __sockstream_at_start -a run -d 'Run a program with its stdin, stdout and stderr on a socket.'
 complete -c sockstream -n __sockstream_at_start -a serve -d 'Wait for viewers and run a program for each.'
 complete -c sockstream -n __sockstream_at_start -a listen -d 'Wait for programs and show them in this terminal.'
 complete -c sockstream -n __sockstream_at_start -a connect -d 'Dial a program that is served, or any raw service, from this terminal.'

@@ -85,13 +85,11 @@ class Connecting:
             self.terminal.show(self.viewing)
 
     def _on_broken(self, error: SockstreamError | None) -> None:
-        if not self.viewing.opened and error is not None:
+        if error is not None and (is_final(error) or not self.viewing.endpoint.came_up):
             self._dialler.failed(error)
-        elif error is not None and is_final(error):
-            self.viewing.give_up(str(error))
         else:
             self.notices.detail(f"{error}; dialling again")
-            self._dialler.start(self._grace)
+            self._dialler.start_again(self._grace)
 
     def _failed(self, error: SockstreamError) -> None:
         if self.viewing.opened:
