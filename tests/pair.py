@@ -73,6 +73,7 @@ class Application:
         self.records: list[bytes] = []
         self.completed: list[Status] = []
         self.gone: list[tuple[int, str]] = []
+        self.order: list[tuple[str, int | None]] = []  # event and channel; bytes in pieces count as one
 
     def absorb(self, now: float) -> None:
         """Note every event that is due, those too that come of taking."""
@@ -81,6 +82,9 @@ class Application:
                 self._note(event, now)
 
     def _note(self, event: object, now: float) -> None:
+        key = type(event).__name__, getattr(event, "channel", None)
+        if self.order[-1:] != [key]:
+            self.order.append(key)
         match event:
             case Data(channel=channel, data=data):
                 self.received[channel] += data

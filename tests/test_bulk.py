@@ -68,16 +68,18 @@ def address(scheme: str) -> str:
 def hash_of(pipe: BinaryIO) -> str:
     """Return the hash of all that comes."""
     digest = hashlib.sha256()
-    with pipe:
-        while piece := os.read(pipe.fileno(), MIB):
-            digest.update(piece)
+    while piece := os.read(pipe.fileno(), MIB):
+        digest.update(piece)
     return digest.hexdigest()
 
 
 def viewer_of(stack: ExitStack, source: Source, *args: str) -> Running:
     """Start a viewer end that reads the source and writes into a pipe."""
     stdin = stack.enter_context(source.path.open("rb"))
-    return stack.enter_context(Running(*args, stdin=stdin, stdout=subprocess.PIPE))
+    viewer = stack.enter_context(Running(*args, stdin=stdin, stdout=subprocess.PIPE))
+    assert viewer.process.stdout is not None
+    stack.enter_context(viewer.process.stdout)
+    return viewer
 
 
 def check(viewer: Running, program: Running, source: Source) -> None:

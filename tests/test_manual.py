@@ -9,12 +9,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pexpect
 import pytest
 
 from sockstream import cli, errors, manual
 from support import limit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
 SHELLS = ("bash", "zsh", "fish")
@@ -50,16 +54,19 @@ def test_there_are_no_other_files() -> None:
 
 # ---- the manual page
 
+with_man = pytest.mark.skipif(shutil.which("man") is None, reason="man-db is not installed")
+
 
 def rendered() -> str:
     """Return the page as `man` shows it on a terminal of 80 columns; fail if it warns."""
     environ = {**os.environ, "MANWIDTH": "80", "MANROFFOPT": "", "LC_ALL": "C.UTF-8", "MANPAGER": "cat"}
-    command = ["man", "--warnings", "--local-file", str(ROOT / "share/man/man1/sockstream.1")]
+    command = ["man", "--warnings", "--nh", "--nj", "--local-file", str(ROOT / "share/man/man1/sockstream.1")]
     result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=limit(20))
     assert (result.returncode, result.stderr) == (0, "")
     return re.sub(".\b", "", result.stdout)
 
 
+@with_man
 def test_man_renders_it_whole() -> None:
     """`man` shows each command's usage and each option with its text, without a warning."""
     page = rendered()
@@ -74,6 +81,7 @@ def test_man_renders_it_whole() -> None:
             assert re.search(rf"(?m)^ {{7}}(?:-\w, )?{flag}\b", sections[name]), flag
 
 
+@with_man
 def test_the_page_has_the_usual_sections() -> None:
     """A reader finds what other pages have, and where the token is."""
     headings = re.findall(r"(?m)^[A-Z][A-Z ]+$", rendered())
@@ -82,6 +90,7 @@ def test_the_page_has_the_usual_sections() -> None:
     assert "${XDG_CONFIG_HOME:-~/.config}/sockstream/token" in rendered()
 
 
+@with_man
 def test_groff_has_no_objection() -> None:
     """groff with all its warnings is silent about the page."""
     command = ["groff", "-man", "-ww", "-z", "-Kutf8", str(ROOT / "share/man/man1/sockstream.1")]
@@ -89,6 +98,7 @@ def test_groff_has_no_objection() -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
+@with_man
 def test_whatis_line() -> None:
     """`lexgrog`, which feeds whatis and apropos, finds the name and what it does."""
     command = ["lexgrog", str(ROOT / "share/man/man1/sockstream.1")]
@@ -96,6 +106,7 @@ def test_whatis_line() -> None:
     assert "sockstream - put any program's stdin, stdout and stderr on a socket" in result.stdout
 
 
+@with_man
 @pytest.mark.parametrize("text", ["-x", "a\\b", "it's", "`~^", ".TH at the start", "two\n.lines"])
 def test_special_characters_survive(text: str) -> None:
     """What roff would take for its own is shown as it stands."""
@@ -113,7 +124,7 @@ def test_special_characters_survive(text: str) -> None:
 
 def test_another_shell_is_refused() -> None:
     """The message names the shells there are."""
-    with pytest.raises(errors.SockstreamError, match="'tcsh'.*bash, zsh, fish"):
+    with pytest.raises(errors.SockstreamError, match=r"'tcsh'.*bash, zsh, fish"):
         manual.completion("tcsh", cli.COMMANDS)
 
 
@@ -159,71 +170,84 @@ COMPLETED = {
 }
 
 
-def bash_offers(line: str, setup: str, folder: Path) -> set[str]:
+def bash_offers(line: str, folder: Path, setup: str = "") -> set[str]:
     """Return what bash's completion offers for the last word of a line."""
     words = " ".join(map(shlex.quote, line.split(" ")))
     script = f"""
         {setup}
         source {shlex.quote(str(ROOT / "share/bash-completion/completions/sockstream"))}
-        COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}
+        COMP_WORDS=({words}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}
         _sockstream
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    result = subprocess.run(
-        ["bash", "--norc", "-c", script], cwd=folder, capture_output=True, text=True, timeout=limit(20)
-    )
-    assert result.returncode == 0, result.stderr
-    return {offer.rstrip("/ ").replace("\\ ", " ") for offer in result.stdout.splitlines()}
+    return offered(["bash", "--norc", "-c", script], folder)
+
+
+def bash_offers_with_package(line: str, folder: Path) -> set[str]:
+    """The same where the package bash-completion is loaded, which completes what stands behind `--`."""
+    setup = "source /usr/share/bash-completion/bash_completion; compopt() { :; }"  # which works at the Tab key only
+    return bash_offers(line, folder, setup)
+
+
+def fish_offers(line: str, folder: Path) -> set[str]:
+    """Return what fish's completion offers for the last word of a line."""
+    script = str(ROOT / "share/fish/vendor_completions.d/sockstream.fish")
+    return offered(["fish", "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", script, line], folder)
+
+
+def offered(command: list[str], folder: Path) -> set[str]:
+    """Run a shell that prints offers, one a line, and return them without escapes and descriptions."""
+    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=limit(20))
+    assert (result.returncode, result.stderr) == (0, "")
+    return {row.partition("\t")[0].rstrip("/ ").replace("\\ ", " ") for row in result.stdout.splitlines()}
+
+
+ASKED = [
+    bash_offers,
+    *[bash_offers_with_package] * os.path.exists("/usr/share/bash-completion/bash_completion"),
+    *[fish_offers] * bool(shutil.which("fish")),
+]
 
 
 @pytest.mark.parametrize("line", COMPLETED)
-@pytest.mark.parametrize("setup", ["", ". /usr/share/bash-completion/bash_completion"], ids=["bare", "package"])
-def test_bash_completes(line: str, setup: str, folder: Path) -> None:
-    """bash offers just what fits, with and without the package bash-completion."""
+@pytest.mark.parametrize("offers", ASKED)
+def test_what_fits_is_offered(offers: Callable[[str, Path], set[str]], line: str, folder: Path) -> None:
+    """The shell offers all that fits the last word and nothing of another place: bash, and fish if it is there."""
     wanted, unwanted = COMPLETED[line]
-    offers = bash_offers(line.format(folder=folder), setup, folder)
-    assert {each.format(folder=folder) for each in wanted} <= offers
-    assert unwanted.format(folder=folder) not in offers
+    found = offers(line.format(folder=folder), folder)
+    assert {each.format(folder=folder) for each in wanted} <= found
+    assert unwanted.format(folder=folder) not in found
 
 
-def test_bash_completes_at_the_tab_key(folder: Path) -> None:
-    """In a real bash on a real terminal one press of Tab completes an option, its value and a file with a space."""
+SHELLS_WITH_TABS = {
+    "bash": (["--norc"], f"source {shlex.quote(str(ROOT / 'share/bash-completion/completions/sockstream'))}"),
+    "zsh": (["-f", "-i"], f"fpath=({ROOT}/share/zsh/site-functions $fpath); autoload compinit; compinit -u -D"),
+}
+
+
+@pytest.mark.parametrize("shell", [shell for shell in SHELLS_WITH_TABS if shutil.which(shell)])
+def test_the_tab_key_completes(shell: str, folder: Path) -> None:
+    """In a real shell on a terminal Tab completes an option, its value and a file: bash, and zsh if it is there."""
+    arguments, setup = SHELLS_WITH_TABS[shell]
     environ = {**os.environ, "PS1": "> ", "TERM": "dumb", "INPUTRC": "/dev/null"}
     size = (24, 200)
-    bash = pexpect.spawn("bash", ["--norc"], cwd=str(folder), env=environ, timeout=limit(10), dimensions=size)
+    child = pexpect.spawn(shell, arguments, cwd=str(folder), env=environ, timeout=limit(10), dimensions=size)
     try:
-        bash.sendline(f"source {shlex.quote(str(ROOT / 'share/bash-completion/completions/sockstream'))}; echo rea''dy")
-        bash.expect_exact("ready\r\n")
-        bash.send("sockstream ru\t --on\t o\t --token-file file\\ \t")
-        bash.expect_exact(b"sockstream run  --only  out  --token-file file\\ 2 ")
+        child.sendline(f"{setup}; echo rea''dy")
+        child.expect("ready\r+\n")
+        for keys, completed in ("sockstream run --on\t", "--only "), ("o\t", "out "), ("--token-file file-\t", "1 "):
+            child.send(keys)
+            child.expect_exact(completed)
     finally:
-        bash.close(force=True)
+        child.close(force=True)
 
 
-FISH_ASKS = "source $argv[1]; complete -C $argv[2]"
-
-
-@pytest.mark.parametrize("line", COMPLETED)
-def test_fish_completes(line: str, folder: Path) -> None:
-    """fish, where it is installed, offers just what fits; elsewhere each row's option has its condition."""
-    script = ROOT / "share/fish/vendor_completions.d/sockstream.fish"
-    fish = shutil.which("fish")
-    if fish is None:
-        rows = [row for row in script.read_text().splitlines() if row.startswith("complete -c sockstream -n ")]
-        assert len(rows) == sum(len(manual.options_of(command)) + 1 for command in cli.COMMANDS.values()) + 4 + 2
-        return
-    wanted, unwanted = COMPLETED[line]
-    environ = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        [fish, "--no-config", "-c", FISH_ASKS, str(script), line.format(folder=folder)],
-        cwd=folder,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=limit(20),
-    )
-    assert result.stderr == ""
-    offers = {row.partition("\t")[0].rstrip("/").replace("\\ ", " ") for row in result.stdout.splitlines()}
-    expected = {each.format(folder=folder) for each in wanted}
-    assert expected <= offers
-    assert unwanted.format(folder=folder) not in offers
+def test_fish_rows_have_conditions() -> None:
+    """No row of fish's script is valid everywhere, or options would be offered for the program behind `--`."""
+    rows = [row for row in manual.completion("fish", cli.COMMANDS).splitlines() if row.startswith("complete ")]
+    assert [row for row in rows if " -n " not in row] == ["complete -c sockstream -f"]
+    for name, command in cli.COMMANDS.items():
+        inside = [row for row in rows if f" -n '__sockstream_in {name}' " in row]
+        assert len(inside) == len(manual.options_of(command))

@@ -21,7 +21,7 @@ import pytest
 
 from chaos.running import Relay
 from helper_program import pattern
-from support import Running, helper, limit, wait_until
+from support import Running, helper, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +73,10 @@ class Ends:
         return f"{self.scheme}://{self.relay.address}"
 
     def _enter(self, running: Running) -> Running:
-        return self.stack.enter_context(running)
+        self.stack.enter_context(running)
+        if running.process.stdout is not None:
+            self.stack.enter_context(running.process.stdout)
+        return running
 
 
 @pytest.fixture
@@ -152,10 +155,12 @@ def test_small_writes_through_resets(stack: ExitStack, pair: str) -> None:
     """Lines that come one by one are all there, in order, when the link breaks every few hundred bytes."""
     script = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.005; done; exit 7"
     ends = Ends(stack, pair)
-    viewer, program = ends.start(("sh", "-c", script), "--after", "250-450", "--direction", ends.to_viewer)
+    viewer, program = ends.start(
+        ("sh", "-c", script), "--after", "250-450", "--direction", ends.to_viewer, "--times", 12
+    )
     check_end(viewer, program)
     assert viewer.stdout.split() == [b"%d" % number for number in range(1, 301)]
-    assert ends.relay.strikes > 5
+    assert ends.relay.strikes == 12
 
 
 # ---- in the handshake and at the end
@@ -206,7 +211,8 @@ def test_cuts_in_many_handshakes(stack: ExitStack, pair: str) -> None:
         ("--behind", "EXIT", True),
         ("--before", "END", True),
         ("--behind", "END", True),  # what the viewer answers, the last TAKEN, is lost
-        ("--before", "GOAWAY", True),
+        # The viewer then waits 5 s for it, since its own last TAKEN might be what is lost.
+        pytest.param("--before", "GOAWAY", True, marks=pytest.mark.slow),
         ("--before", "STARTED", True),
         ("--before", "TAKEN", False),
     ],
@@ -231,7 +237,7 @@ def check_end_of_seven(viewer: Running, program: Running) -> None:
 def test_a_dead_end_is_not_dialled_in_a_hurry(stack: ExitStack) -> None:
     """A relay that takes connections and drops them, as a forwarded port does, is dialled with growing pauses."""
     ends = Ends(stack, "run")
-    viewer, _ = ends.start(("sh", "-c", "echo begun; exec sleep 60"), "--after", 0, "--skip", 1)
+    viewer, _ = ends.start(("sh", "-c", "echo begun; exec sleep 60"), "--after", 0, "--skip", 1, grace="3")
     viewer.wait_for_output(b"begun\n")
     ends.relay.command("reset")
     time.sleep(2)
@@ -252,24 +258,20 @@ def test_the_grace_ends(stack: ExitStack, pair: str) -> None:
     ends.relay.command("reset")
     assert program.wait() == 128 + signal.SIGHUP
     (line,) = own_words(program)
-    found = re.fullmatch(rb"sockstream: no link for 1 s: ending sh \((\d+) bytes of stdout not confirmed\)", line)
+    wanted = rb"sockstream: no link for 1 s: ending sh \((\d+) bytes of stdout( and 8 bytes of stderr)? not confirmed\)"
+    found = re.fullmatch(wanted, line)
     assert found is not None, line
     assert 300_000 < int(found[1]) <= 500_000  # the reader of our pipe has read nothing
-    check_broken_off(viewer, b"no link for 1 s")
-
-
-def check_broken_off(viewer: Running, why: bytes) -> None:
-    """The viewer end says that the program has not ended but is lost, and 125."""
+    viewer.wait_for_message(b"sockstream: sh: broken off: no link for 1 s\n")
     assert viewer.process.stdout is not None
-    viewer.process.stdout.close()
+    assert viewer.process.stdout.read() == bytes(500_000)  # what has come is written, however late it is read
     assert viewer.wait() == 125
-    assert [line for line in own_words(viewer) if b"broken off: " in line and why in line], viewer
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_hup_term_kill(stack: ExitStack, pair: str) -> None:
+@pytest.mark.slow
+def test_hup_term_kill(stack: ExitStack) -> None:
     """A program that ignores HUP and TERM is killed in the end, when the grace is over."""
-    ends = Ends(stack, pair)
+    ends = Ends(stack, "run")
     viewer, program = ends.start(helper("ignore-term"), grace="0.5")
     viewer.wait_for_output(b"ignoring\n")
     ends.relay.command("refuse")
@@ -278,18 +280,155 @@ def test_hup_term_kill(stack: ExitStack, pair: str) -> None:
     assert viewer.wait() == 125
 
 
+def end_without_a_link(ends: Ends, directory: Path, grace: str) -> tuple[Running, Running]:
+    """Start a program that writes, break the link, and let it write more and end while there is none."""
+    script = "echo one; while [ ! -e go ]; do sleep 0.01; done; echo two; echo three >&2; exec 2>gone; exit 7"
+    program = ("sh", "-c", f"cd '{directory}'; {script}")
+    viewer, program_end = ends.start(program, grace=grace)
+    viewer.wait_for_output(b"one\n")
+    ends.relay.command("refuse")
+    ends.relay.command("reset")
+    directory.joinpath("go").touch()
+    wait_until(directory.joinpath("gone").exists, 10, "the end of the program")
+    return viewer, program_end
+
+
 @pytest.mark.parametrize("pair", PAIRS)
-def test_the_program_ends_while_the_link_is_down(stack: ExitStack, pair: str) -> None:
+def test_the_program_ends_while_the_link_is_down(stack: ExitStack, pair: str, tmp_path: Path) -> None:
     """What it has written and its status arrive when the link is back."""
     ends = Ends(stack, pair)
-    viewer, program = ends.start(("sh", "-c", "echo one; read x; echo two; exit 7"))
-    viewer.wait_for_output(b"one\n")
-    wait_for_link(program, viewer)
-    ends.relay.command("refuse")
-    viewer.write(b"go\n")
-    time.sleep(0.1)
-    ends.relay.command("reset")
-    time.sleep(0.5)
+    viewer, program = end_without_a_link(ends, tmp_path, "60")
     ends.relay.command("accept")
-    check_end(viewer, program)
+    assert (viewer.wait(), program.wait()) == (7, 7)
     assert viewer.stdout == b"one\ntwo\n"
+    assert viewer.stderr.endswith(b"three\n")
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_program_ends_and_the_link_stays_down(stack: ExitStack, pair: str, tmp_path: Path) -> None:
+    """After the grace the program end says what nobody has confirmed, and ends with the program's status."""
+    ends = Ends(stack, pair)
+    viewer, program = end_without_a_link(ends, tmp_path, "1")
+    assert (viewer.wait(), program.wait()) == (125, 7)
+    (line,) = own_words(program)
+    wanted = rb"sockstream: no link for 1 s \((4|8) bytes of stdout and 6 bytes of stderr not confirmed\)"
+    assert re.fullmatch(wanted, line), line  # 8: `one` was taken, but the link broke before that was said
+
+
+# ---- other viewers
+
+
+@pytest.mark.parametrize("scheme", [UNIX, TLS, "sock"])
+def test_a_new_listen_adopts_the_program(stack: ExitStack, scheme: str) -> None:
+    """`listen` is killed and started again at its address: the new one goes on and says what is missing."""
+    ends = Ends(stack, "run", scheme)
+    first = stack.enter_context(Running("listen", "--once", f"{scheme}://{ends.place('end')}"))
+    script = "head -c 3000 /dev/zero; echo one >&2; read line; echo got $line; exit 7"
+    program = stack.enter_context(Running("run", "--grace", "30", "--to", first.address, "--", "sh", "-c", script))
+    first.wait_for_message(b"one\n")
+    wait_until(lambda: len(first.stdout) == 3000, 10, "the first output")
+    first.process.kill()
+    first.process.wait()
+    second = stack.enter_context(Running("listen", "--once", first.address))
+    second.write(b"something\n")
+    assert (second.wait(), program.wait()) == (7, 7), f"{second} {program}"
+    missing = [int(line.split()[1]) for line in own_words(second) if b"bytes of stdout are missing" in line]
+    shown = second.stdout.removesuffix(b"got something\n")
+    assert sum(missing) + len(shown) == 3000, second  # what had been taken when the link broke, if that was said
+    assert own_words(program) == []
+
+
+def test_a_new_serve_has_not_got_the_program(stack: ExitStack) -> None:
+    """A `serve` that was killed and started again has not got the program: the viewer is told, and ends with 125."""
+    address = f"{UNIX}://{os.environ['XDG_RUNTIME_DIR']}/end"
+    first = stack.enter_context(Running("serve", address, "--", "cat"))
+    viewer = stack.enter_context(Running("connect", first.address))
+    viewer.write(b"hello\n")
+    viewer.wait_for_output(b"hello\n")
+    first.process.kill()
+    first.process.wait()
+    stack.enter_context(Running("serve", address, "--", "cat"))
+    assert viewer.wait() == 125
+    (line,) = own_words(viewer)
+    assert b"that program is not here any more" in line
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("scheme", [UNIX, TLS])
+def test_a_newer_link_takes_over(stack: ExitStack, pair: str, scheme: str) -> None:
+    """The dialling end has lost its link, the waiting end does not know it yet: the new one takes the session over."""
+    ends = Ends(stack, pair, scheme)
+    viewer, program = ends.start(("sh", "-c", "echo one; read line; echo got $line; exit 7"))
+    viewer.wait_for_output(b"one\n")
+    ends.relay.command("reset-client")
+    wait_until(lambda: ends.relay.links == 2, 10, "a new link")
+    viewer.write(b"something\n")
+    check_end(viewer, program)
+    assert viewer.stdout == b"one\ngot something\n"
+
+
+# ---- silence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pair", "scheme"), [("run", UNIX), ("serve", TLS)])
+def test_a_silent_peer_is_noticed(stack: ExitStack, pair: str, scheme: str) -> None:
+    """A link that carries nothing any more is given up after 15 s, and the session goes on over a new one."""
+    ends = Ends(stack, pair, scheme)
+    viewer, program = ends.start(("sh", "-c", "echo one; read line; echo got $line; exit 7"))
+    viewer.wait_for_output(b"one\n")
+    ends.relay.command("silence")
+    viewer.write(b"something\n")
+    begin = time.monotonic()
+    wait_until(lambda: ends.relay.links == 2, 17, "a new link")
+    assert time.monotonic() - begin > 9  # it may have been silent for 5 s before
+    check_end(viewer, program)
+    assert viewer.stdout == b"one\ngot something\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pair", "stopped"), [("run", "viewer"), ("run", "program"), ("serve", "viewer")])
+def test_an_end_that_was_stopped_goes_on(stack: ExitStack, pair: str, stopped: str) -> None:
+    """Either end may be stopped (a suspended laptop) for longer than a silent link lives: the session goes on."""
+    ends = Ends(stack, pair)
+    script = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo $i; sleep 0.01; done; read line; echo $line; exit 7"
+    viewer, program = ends.start(("sh", "-c", script))
+    viewer.wait_for_output(b"10\n")
+    end = {"viewer": viewer, "program": program}[stopped]
+    os.kill(end.pid, signal.SIGSTOP)
+    time.sleep(17)
+    os.kill(end.pid, signal.SIGCONT)
+    viewer.write(b"done\n")
+    check_end(viewer, program)
+    assert viewer.stdout == b"".join(b"%d\n" % number for number in range(1, 1001)) + b"done\n"
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("scheme", [UNIX, TLS])
+def test_memory_is_bounded_when_the_reader_stops(stack: ExitStack, pair: str, scheme: str) -> None:
+    """64 MiB for a reader that does not read: neither end ever holds more than a window; then all of it comes."""
+    ends = Ends(stack, pair, scheme)
+    viewer, program = ends.start(helper("burst", 64 * MIB), "--after", "0-900000", "--times", 5, stdout=subprocess.PIPE)
+    assert viewer.process.stdout is not None
+    wait_until(lambda: is_still(viewer, program), 30, "ends that wait")
+    assert max(peak_memory(viewer), peak_memory(program)) < 60 * MIB
+    received = viewer.process.stdout.read(63 * MIB)
+    assert max(peak_memory(viewer), peak_memory(program)) < 60 * MIB
+    received += viewer.process.stdout.read()
+    viewer.process.stdout.close()
+    assert (viewer.wait(), program.wait()) == (0, 0)
+    assert sha256(received).digest() == sha256(pattern(64 * MIB)).digest()
+
+
+def is_still(*ends: Running) -> bool:
+    """Whether none of them uses the processor for a quarter of a second."""
+
+    def used() -> list[list[str]]:
+        return [Path(f"/proc/{end.pid}/stat").read_text().rpartition(")")[2].split()[11:13] for end in ends]
+
+    before = used()
+    time.sleep(0.25)
+    return used() == before

@@ -144,7 +144,10 @@ def test_a_raw_connection_above_max_waits(kind: str) -> None:
         peers = [stack.enter_context(raw_peer(server.address)) for _ in range(4)]
         for number, peer in enumerate(peers):
             peer.sendall(b"%d\n" % number)
-        outputs = [received(peer) for peer in peers]
+        outputs = []
+        for peer in peers:
+            outputs.append(received(peer))
+            peer.close()
         assert [output.split()[-2:] for output in outputs] == [[b"end", b"%d" % n] for n in range(4)]
         assert [int(output.split()[0]) for output in outputs] == [1] * 4
 
@@ -286,18 +289,18 @@ def test_readiness_is_told(abstract: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_sigterm_ends_the_service(kind: str) -> None:
     """SIGTERM goes to every program, their viewers see their status, and the service ends with 0."""
-    with serving(kind, *shell(f"trap 'echo bye; exit 7' TERM; {WAITS}")) as server:
-        with connecting(server) as first, connecting(server) as second:
-            for viewer in first, second:
-                viewer.wait_for_output(b"ready\n")
-            groups = programs_of(server)
-            server.process.send_signal(signal.SIGTERM)
-            for viewer in first, second:
-                assert viewer.wait() == (7 if kind in SESSIONS else 0)
-                assert viewer.stdout == b"ready\nbye\n"
-            assert server.wait() == 0
-            assert len(groups) == 2
-            assert not [pid for group in groups for pid in alive_in_group(group)]
+    program = shell(f"trap 'echo bye; exit 7' TERM; {WAITS}")
+    with serving(kind, *program) as server, connecting(server) as first, connecting(server) as second:
+        for viewer in first, second:
+            viewer.wait_for_output(b"ready\n")
+        groups = programs_of(server)
+        server.process.send_signal(signal.SIGTERM)
+        for viewer in first, second:
+            assert viewer.wait() == (7 if kind in SESSIONS else 0)
+            assert viewer.stdout == b"ready\nbye\n"
+        assert server.wait() == 0
+        assert len(groups) == 2
+        assert not [pid for group in groups for pid in alive_in_group(group)]
 
 
 @pytest.mark.parametrize(("name", "status"), [("TERM", 0), ("INT", 130), ("HUP", 129)])

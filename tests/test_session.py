@@ -160,6 +160,19 @@ def test_memory_is_bounded_by_the_window() -> None:
     assert program.session.room(2) == WINDOW
 
 
+def test_more_than_a_link_hands_out_at_once() -> None:
+    """Megabytes within the credit all go out, without anything that wakes the sender in between."""
+    program, viewer, pair = pair_of(bits=24)
+    for channel in (2, 3):
+        for _ in range(3):
+            program.session.write(channel, bytes(1 << 20))
+        program.session.finish(channel)
+    pair.send(DIALLER)
+    pair.deliver(DIALLER)
+    assert [len(viewer.received[channel]) for channel in (2, 3)] == [3 << 20, 3 << 20]
+    assert sorted(viewer.finished) == [2, 3]
+
+
 def test_empty_writes_are_harmless() -> None:
     """A program's empty write goes nowhere, and the stream goes on."""
     program, viewer, pair = pair_of()

@@ -131,9 +131,9 @@ def test_from_within_on_data() -> None:
 
     def echo() -> None:
         before = len(server.received)
+        server.layer.resume_reading(0.0)
         server.absorb()
         server.write(bytes(server.received[before:]))
-        server.layer.resume_reading(0.0)
         echoed.extend(server.outgoing())
 
     server.on_data = echo
@@ -215,10 +215,11 @@ def test_sending_is_over_when_close_notify_is_handed_out() -> None:
     assert server.layer.sending_is_over()
 
 
+@pytest.mark.parametrize("buffer_size", [1000, 100_000])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_half_close_with_data_unread(files: Files, version: ssl.TLSVersion) -> None:
+def test_half_close_with_data_unread(files: Files, version: ssl.TLSVersion, buffer_size: int) -> None:
     """An end that reads slowly can say that it has finished, at once, and loses nothing of what waits for it."""
-    client, server = raw_ends(files, version, takes=False)
+    client, server = raw_ends(files, version, takes=False, buffer_size=buffer_size)
     client.write(noise(3 << 20))
     wire = server.feed(client.outgoing())
     assert wire, "the server has not pushed back"
@@ -255,6 +256,9 @@ def test_back_pressure_is_bounded() -> None:
     server.layer.handle_timeout(0.0)
     server.layer.resume_reading(0.0)
     assert len(server.received) < ROOM + (256 << 10)
+    server.inner.untaken = 0
+    assert not server.layer.wants_read(), "what waits is to be delivered first"
+    assert server.layer.next_deadline() == 0.0
     while rest:
         server.resume()
         assert server.layer.wants_read()
@@ -290,6 +294,34 @@ def test_back_pressure_at_any_time(sizes: list[int], cuts: list[int], takes: lis
         turn += 1
     assert server.received == b"".join(map(noise, sizes))
     assert client.finished == (turn > close_at)
+
+
+def test_received_without_being_wanted() -> None:
+    """A driver that reads to throw away, or although nothing is wanted, spoils nothing of what waits."""
+    client, server = connected()
+    server.takes = False
+    client.write(noise(ROOM + 200_000))
+    wire = client.outgoing()
+    assert server.feed(wire[:200_000]) == b""
+    assert not server.layer.wants_read()
+    view = server.layer.get_buffer(1 << 18)
+    view[:] = bytes(len(view))  # thrown away
+    view = server.layer.get_buffer(1 << 18)
+    view[: len(wire) - 200_000] = wire[200_000:]
+    server.layer.buffer_updated(len(wire) - 200_000, 0.0)
+    server.resume()
+    assert server.received == noise(ROOM + 200_000)
+
+
+def test_every_connection_has_its_own_buffer() -> None:
+    """Two connections never receive into the same memory, however much they have carried before."""
+    ends = [end for _ in range(3) for end in connected()]
+    for client, server in zip(ends[::2], ends[1::2], strict=True):
+        client.write(noise(300_000))
+        server.feed(client.outgoing())
+        server.write(noise(300_000))
+        client.feed(server.outgoing())
+    assert len({id(end.layer.get_buffer(1).obj) for end in ends}) == len(ends)
 
 
 def test_an_end_of_file_waits_for_its_turn() -> None:
@@ -335,6 +367,21 @@ def test_truncation_behind_data_that_waits() -> None:
     with pytest.raises(ConnectionLost, match="was cut"):
         server.resume()
     assert server.received == noise(ROOM + 100_000)
+
+
+def test_cut_while_nothing_is_wanted() -> None:
+    """An end that wants no more for now, and has itself finished, still learns that the connection was cut."""
+    client, server = connected()
+    server.takes = False
+    client.write(noise(ROOM))
+    assert server.feed(client.outgoing()) == b""
+    assert server.received == noise(ROOM)
+    assert not server.layer.wants_read()
+    server.layer.eof_received(0.0)
+    server.finish()
+    assert server.outgoing()
+    with pytest.raises(ConnectionLost, match="was cut"):
+        server.resume()
 
 
 def test_lenient_end_of_file(files: Files) -> None:

@@ -424,6 +424,7 @@ import os, socket
 from sockstream import address, errors, transport
 {make}
 os.dup2(passed.fileno(), 3)
+os.set_inheritable(3, True)
 environ = dict(LISTEN_PID=str(os.getpid()), LISTEN_FDS={count!r})
 try:
     listener = transport.inherited_listener(environ, os.getpid())
@@ -457,6 +458,7 @@ def test_inherited_listener() -> None:
         "passed = socket.socket()",
         "passed = open('/dev/null')",
         "passed = socket.socket(type=socket.SOCK_DGRAM); passed.bind(('127.0.0.1', 0))",
+        "passed = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); passed.bind(''); passed.listen()",
     ],
 )
 def test_inherited_descriptor_must_listen(make: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from connections import ONLY_ROOT, Pair, accept, dial, runtime
+from connections import LINUX_ONLY, ONLY_ROOT, Pair, accept, dial, runtime
 from sockstream import transport, unixsocket
 from sockstream.address import Address, parse
 from sockstream.errors import AddressError, AuthenticationError
+from support import wait_until
 
 # ---- the length of a path
 
@@ -139,6 +141,28 @@ sys.stdin.read()
         assert [line for line in said[1:] if "another program listens" in line] == said[1:]
         assert os.listdir(runtime("")) == ["contended"]
         transport.unlink_socket(address.path)
+
+
+@LINUX_ONLY
+def test_replacing_waits_for_the_lock() -> None:
+    """An end that finds the lock taken waits, and then looks at the path as the other has left it."""
+    address = Address("unix", path=runtime("contended"))
+    transport.bind(address)[0].close()
+    with open(f"{address.path}.lock", "w") as lock, socket.socket(socket.AF_UNIX) as winner:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code = f"from sockstream import address, transport; transport.bind(address.parse({str(address)!r}))"
+        with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as loser:
+            wait_until(lambda: _waits_for_a_lock(loser.pid), 10, "the other end to wait for the lock")
+            os.unlink(address.path)
+            winner.bind(address.path)
+            os.unlink(lock.name)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert f"another program listens on {address.path} already" in loser.communicate()[1]
+
+
+def _waits_for_a_lock(pid: int) -> bool:
+    rows = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return any(row[1] == "->" and row[5] == str(pid) for row in rows)
 
 
 def test_unlink_socket() -> None:

@@ -252,10 +252,9 @@ class Unknown:
         if self.link is not None and self.link.state is LinkState.PARKED:
             self._hand_on()
 
-    def _on_plaintext(self) -> None:
+    def _on_plaintext(self) -> bool:
         """TLS has decrypted something for the core: its events are the driver's present owner's business."""
-        if self.driver is not None:
-            self.driver.on_input()
+        return self.driver is None or self.driver.deliver()
 
     def _hand_on(self) -> None:
         """It is known now: it becomes the owner's."""

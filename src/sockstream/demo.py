@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import IO, NoReturn
 
 _PATIENCE = 8.5  # seconds, of the 10: the commands may need some to end
+_LATER = 1.5  # the viewer ends so much later than the program end, at most
 _LONGEST = 8.0
 _STARTING = 1.0  # what two commands and a script take to start, roughly
 _PAUSES = 5  # one before the answer, and the script's four
@@ -104,6 +105,7 @@ class _Demo:
         self._pause = pause
         self._environ = self._environment()
         self._start = time.monotonic()
+        self._until = self._start + _PATIENCE
         self._selector = selectors.DefaultSelector()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._statuses: dict[str, int] = {}
@@ -154,7 +156,7 @@ class _Demo:
 
     def _follow(self) -> None:
         """Tell what the commands write, as it comes, until both have ended or the patience is over."""
-        while self._selector.get_map() and time.monotonic() < self._start + _PATIENCE:
+        while self._selector.get_map() and time.monotonic() < self._until:
             ready = self._selector.select(_A_MOMENT)
             for key, _mask in ready:
                 self._read(key.fileobj, *key.data)  # type: ignore[arg-type]  # what was registered is a file
@@ -196,9 +198,10 @@ class _Demo:
         if name in {key.data[0] for key in self._selector.get_map().values()}:
             return
         with contextlib.suppress(subprocess.TimeoutExpired):  # then it has no status, which run() minds
-            status = self._processes[name].wait(1)
-            self._statuses[name] = status
-            self._say(name, "status", str(status))
+            self._statuses[name] = self._processes[name].wait(1)
+            self._say(name, "status", str(self._statuses[name]))
+        if name == _PROGRAM:
+            self._until = min(self._until, time.monotonic() + _LATER)
 
     def _end(self) -> None:
         """End what still runs, and free everything."""

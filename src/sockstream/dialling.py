@@ -88,10 +88,11 @@ class Dialler:
         self._attempt = None
         if self._stopped:
             return
-        delay = self._delay()
-        if is_final(error) or self.loop.now() + delay > self._until:
+        left = self._until - self.loop.now()
+        if is_final(error) or left <= 0:
             self._on_failed(error)
         else:
+            delay = min(self._delay(), left)  # so that the last attempt uses the patience up
             self._attempts += 1
             self.loop.call_later(delay, self._dial)
 
@@ -139,7 +140,7 @@ class Dialler:
     def _drive(self, sock: socket.socket) -> SocketDriver:
         core: Core
         if security.dials_tls(self.address, sock):
-            core = self._tls(lambda: driver.on_input())
+            core = self._tls(lambda: driver.deliver())
         elif self.address.is_raw:
             core = self._make_core(b"")
         else:
@@ -147,7 +148,7 @@ class Dialler:
         driver = SocketDriver(self.loop, sock, core, _nothing, _nothing_lost)
         return driver
 
-    def _tls(self, on_data: Callable[[], None]) -> Core:
+    def _tls(self, on_data: Callable[[], bool]) -> Core:
         from . import tls
 
         def make_core(session: SSLObject) -> Core:

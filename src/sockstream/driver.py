@@ -92,6 +92,11 @@ class SocketDriver:
             self._lose(_lost(error))
         self._update()
 
+    def deliver(self) -> bool:
+        """Call `on_input` for what TLS has decrypted; False when that ended the connection."""
+        self.on_input()
+        return not self.closed
+
     def abort(self) -> None:
         """Close at once, without a word to the owner."""
         if not self.closed:

@@ -122,7 +122,8 @@ class Endpoint:
     def update_sources(self) -> None:
         """Let whoever feeds the session see what room there is."""
         for source in self.sources.values():
-            source.update()
+            if source.paused:
+                source.update()
         self.on_room()
 
     def flush_soon(self) -> None:
@@ -147,8 +148,8 @@ class Endpoint:
         sink = self.sinks.get(channel)
 
         def taken(count: int) -> None:
-            self.session.take(channel, count, self.loop.now())
-            self.flush_soon()
+            if self.session.take(channel, count, self.loop.now()):
+                self.flush_soon()
 
         if sink is None:
             taken(len(event.data))

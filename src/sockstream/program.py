@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 DRAIN_TIME = 5.0
 POLITE_TIME = 2.0
 RAW_POLITE_TIME = 5.0
-_LOOK_FOR_PEER = 1.0
+_LOOK_FOR_PEER, _GONE_FOR = 1.0, 2.0
 _OURS_ALONE = ("SOCKSTREAM_TOKEN", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET")
 _OUTPUTS = (Channel.STDOUT, Channel.STDERR)
 _NAMES = {Channel.STDIN: "stdin", Channel.STDOUT: "stdout", Channel.STDERR: "stderr"}
@@ -110,6 +110,7 @@ class ProgramEnd:
         self.refused = False
         self._drained = self._link_over = self._group_over = self._done = False
         self._eof_at: float | None = None
+        self._taken, self._idle_since = 0, loop.now()
 
     @property
     def session(self) -> Session | RawStream:
@@ -162,6 +163,7 @@ class ProgramEnd:
                 self.session.finish(channel)
         started.stdout = started.stderr = None
         self._watch = process.watch_end(self.loop, started, self._on_exit)
+        self._look_for_peer()
 
     def _add_stdin(self, fd: int) -> None:
         self.endpoint.sinks[Channel.STDIN] = Sink(self.loop, fd, lambda _error: self.endpoint.stop(Channel.STDIN))
@@ -195,7 +197,6 @@ class ProgramEnd:
             self._on_gone_away(event)
         elif isinstance(event, Finished) and isinstance(self.session, RawStream):
             self._eof_at = self.loop.now()
-            self._look_for_peer()
 
     def on_source_end(self, channel: int) -> None:
         """An output of the program has come to its end, or nobody wants it."""
@@ -362,12 +363,18 @@ class ProgramEnd:
         return f" ({' and '.join(parts)} not confirmed)" if parts else ""
 
     def _look_for_peer(self) -> None:
-        """After a raw peer's end of file: it may only have half-closed, or be gone without a trace."""
-        driver = self.endpoint.driver
-        if driver is None or driver.closed or self._drained or self._eof_at is None:
+        """A raw peer that we do not read from may be gone without a trace: it has ended its input, or that waits.
+
+        What it has sent is still the program's: only one that takes no more of it is ended.
+        """
+        driver, stream, now = self.endpoint.driver, self.session, self.loop.now()
+        if driver is None or driver.closed or self._drained or not isinstance(stream, RawStream):
             return
-        waited = self.loop.now() - self._eof_at
-        if transport.peer_is_gone(driver.sock) or (self.job.eof_grace is not None and waited >= self.job.eof_grace):
+        if stream.wants_read() or stream.taken != self._taken:
+            self._taken, self._idle_since = stream.taken, now
+        patience, eof_at = self.job.eof_grace, self._eof_at
+        late = patience is not None and eof_at is not None and now - eof_at >= patience
+        if late or (now - self._idle_since >= _GONE_FOR and transport.peer_is_gone(driver.sock)):
             self.notices.detail(f"{self.job.name}: the peer is gone")
             self._give_up(None)
         else:

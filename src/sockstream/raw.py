@@ -26,6 +26,7 @@ class RawStream:
         self.sends = sends
         self.receives = receives
         self.ended = False
+        self.taken = 0
         self._begun = False
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._queue: list[bytes | memoryview] = []
@@ -59,10 +60,13 @@ class RawStream:
         """Half-close behind the last byte."""
         self._finished = True
 
-    def take(self, channel: int, count: int, now: float) -> None:
-        """Say that `count` more received bytes are where they belong."""
+    def take(self, channel: int, count: int, now: float) -> bool:
+        """Say that `count` more received bytes are where they belong; True when reading may go on by it."""
+        paused = self._untaken >= QUEUE_LIMIT
         if not self._discarding:
             self._untaken -= count
+            self.taken += count
+        return paused and self._untaken < QUEUE_LIMIT
 
     def stop(self, channel: int, now: float) -> None:
         """Throw away what still arrives."""

@@ -113,12 +113,14 @@ class Session:
         self._due = True
         self.outgoing[channel].finish()
 
-    def take(self, channel: int, count: int, now: float) -> None:
-        """Say that `count` more received bytes are where they belong."""
+    def take(self, channel: int, count: int, now: float) -> bool:
+        """Say that `count` more received bytes are where they belong; True when the link is to be flushed for it."""
+        timed = self._taken_at is not None
         incoming = self.incoming[channel]
         incoming.take(count, now)
         incoming.grow(now, self._round_trip)
         self._note_taken(incoming, now)
+        return self._due or bool(self._events) or timed != (self._taken_at is not None)
 
     def stop(self, channel: int, now: float) -> None:
         """Want no more of a channel: the peer's program gets a closed pipe."""

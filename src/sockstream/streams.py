@@ -53,6 +53,11 @@ class Source:
         self._watched = False
         self.update()
 
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for room."""
+        return not (self._watched or self.ended)
+
     def update(self) -> None:
         """Watch the descriptor, or leave it alone, by the room there is; call it when room may have come."""
         wanted = not self.ended and self._room() > 0
@@ -85,8 +90,7 @@ class Source:
             data = b""
         if data:
             self.waiting_since = self.loop.now()
-            self._give(data)
-            self.update()
+            self._give(data)  # where that fills the room, the next call finds out
         else:
             self.end()
 

@@ -338,7 +338,7 @@ class TlsLayer:
         block = memoryview(bytearray(_RECORD))
         while count := self._read(block):
             self._stash += block[:count]
-        self._more = waiting or bool(self._stash)
+        self._more = waiting  # true if there is a stash now, or the socket's end has yet to be looked at
 
     # ---- time
 
@@ -346,8 +346,7 @@ class TlsLayer:
         """Return when `handle_timeout` is to be called: 0.0 if the inner core can go on, else its own deadline."""
         if self.core is None:
             return self._deadline
-        end_untold = self._ended and not self._end_told
-        if self.core.wants_read() if self._more else end_untold:
+        if self._more and self.core.wants_read():
             return 0.0
         return self.core.next_deadline()
 

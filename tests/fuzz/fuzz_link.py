@@ -221,8 +221,8 @@ def what_to_say(heard: bytes, dice: random.Random, said: Peer) -> tuple[bytes, b
         case 0:
             return dice.randbytes(dice.choice((1, 100, 10_000))), False
         case 1:
-            spoilt = spoil_bytes(greeting, dice)
-            return spoilt + rest, spoilt == greeting
+            spoilt = spoil_bytes(greeting, dice) + rest
+            return spoilt, spoilt.startswith(greeting)
         case 2:
             size = dice.choice((0, 32, 34, 1000, 2047, 2048, 2049, 65_535))
             return greeting[:12] + size.to_bytes(2, "little") + greeting[14:] + bytes(6000), False

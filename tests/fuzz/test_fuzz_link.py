@@ -66,3 +66,10 @@ def test_a_planted_fault_is_found(name: str, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Finding, match=r"^case \d+: "):
         for case in range(ENOUGH):
             run(case)
+
+
+@pytest.mark.soak
+def test_nothing_else_comes_out_for_long() -> None:
+    """A million cases more."""
+    for case in range(CASES, CASES + 1_000_000):
+        run(case)

@@ -139,10 +139,7 @@ class Guest:
         channel = 1 if self.session.me.kind is Kind.VIEWER else 2
         wanted = self.received.get(2, b"") + text
         self.session.write(channel, text)
-        if channel == 1:
-            self.go_on(lambda: self.received.get(2) == wanted)
-        else:
-            self.go_on(lambda: not self.session.untaken())
+        self.go_on(lambda: self.received.get(2) == wanted if channel == 1 else not self.session.untaken())
 
     def end(self) -> None:
         """Bring the session to its proper end: the viewer ends cat's input, the program ends itself."""

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import socket
+import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def own_source() -> str:
 def read_to_end(sock: socket.socket) -> bytes:
     """Return everything that comes until the other end closes, however it does that."""
     found = bytearray()
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         while piece := sock.recv(65536):
             found += piece
     return bytes(found)
@@ -132,7 +133,7 @@ def read_to_end(sock: socket.socket) -> bytes:
 
 def send_all(sock: socket.socket, data: bytes) -> None:
     """Send as much of the data as the other end lets us."""
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
         sock.sendall(data)
 
 

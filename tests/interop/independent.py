@@ -1,17 +1,13 @@
 """A second implementation, written from docs/protocol.md alone; it imports nothing of sockstream.
 
-    independent.py viewer|program --dial|--wait ADDRESS --token-file FILE [--cut N]... [--cert PEM --key PEM] [-- ARGV]
+    independent.py viewer|program --dial|--wait ADDRESS --token-file FILE [--cut N,...] [--cert PEM --key PEM] [-- ARGV]
 
-It exits with the program's status (128+N for signal N), or with a traceback where the peer breaks a rule, goes away or
-stays away: nothing is forgiven, so that a test sees it. Each --cut breaks the link hard once N more bytes have passed,
-in the middle of a frame where that comes. A link begins with blocking calls; then one select serves everything. Left
-out: objects, adoption and GAP, TLS under sock://, IPv6, stretched tokens, programs that cannot start, PINGs of our own,
-the answers to another version or session, and the checks of a peer's address and uid.
+It exits with the program's status (128+N for signal N), or with a traceback: after a breach, GOAWAY, or a minute with
+no link. Each number of --cut breaks the link hard after so many more bytes. A link begins with blocking calls; then one
+select serves all. Left out: objects, adoption, GAP, TLS under sock://, IPv6, stretched tokens, programs that cannot
+start, PINGs of its own, answers to another version or session, and the checks of a peer's address and uid.
 """
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import hmac
 import os
@@ -55,57 +51,51 @@ class Stream:
         self.file, self.data, self.window = None, bytearray(), 0
         self.at = self.taken = 0  # sent, or received, up to here; the peer has taken up to there
         self.ended = self.stopped = False  # the length is known; we want no more
-        self.told: dict[int, int] = {}  # the TAKEN, STOP and FIN (as DATA) that went out on this link
 
 
 class Session:
     """The program's or the viewer's end of one session."""
 
     link = child = listener = None
-    opened, output, passed, attempts, lost_at = False, b"", 0, 0, NEVER
-    end_at, finals, status, over = -1, [], b"", NEVER  # over: when a viewer waits for the last GOAWAY no longer
+    opened, output, passed, attempts, end_at = False, b"", 0, 0, -1
+    complete, finals, status = False, [], b""  # finals: what END says of the peer's streams
 
-    def __init__(self, args: argparse.Namespace, argv: list[str]) -> None:
-        self.args, self.argv, self.dials, self.kind = args, argv, bool(args.dial), PROGRAM
+    def __init__(self, kind: str, options: dict[str, str], argv: list[str]) -> None:
+        self.options, self.argv, self.kind = options, argv, PROGRAM
+        self.cuts = [int(count) for count in options.get("--cut", "").split(",") if count]
         self.input, self.marks = bytearray(), [0]  # marks: where our records end
         self.out, self.into = {c: Stream() for c in (0, 2, 3)}, {c: Stream() for c in (0, 1)}
-        if args.kind == "viewer":
+        if kind == "viewer":
             self.kind, self.out, self.into = VIEWER, self.into, self.out
             for fd, stream in enumerate((self.out[1], self.into[2], self.into[3])):
                 stream.file = open(fd, "wb" if fd else "rb", 0, closefd=False)  # noqa: SIM115 (for good)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda n, _: self.record(bytes([SIGNAL]) + signal.Signals(n).name.encode()))
-        self.scheme, _, place = (args.dial or args.wait).partition("://")
+        self.dials = "--dial" in options
+        self.id, self.deadline = (os.urandom(16), time.monotonic() + GRACE) if self.dials else (b"", NEVER)
+        self.scheme, _, place = options["--dial" if self.dials else "--wait"].partition("://")
         self.family = socket.AF_UNIX if self.scheme == "sock+unix" else socket.AF_INET
         self.where = place if self.scheme == "sock+unix" else (place.split(":")[0], int(place.split(":")[1]))
-        if self.dials:
-            self.id, self.lost_at = os.urandom(16), time.monotonic() + GRACE
-        else:
-            self.id, self.listener = b"", socket.create_server(self.where, family=self.family)
+        if not self.dials:
+            self.listener = socket.create_server(self.where, family=self.family)
             print("independent: listening on", self.listener.getsockname(), file=sys.stderr)
 
     def run(self) -> int:
         """Serves the session until it is over; returns the exit status."""
-        while time.monotonic() < self.over and self.out[0].taken != self.end_at:
-            assert self.link or time.monotonic() < self.lost_at, "the session is lost"
+        while time.monotonic() < self.deadline:
             try:
-                if self.dials and not self.link:
-                    self.make_link()
-                if self.child:
-                    self.report()
-                if self.link and not self.output:
-                    self.fill()
+                self.report()
                 self.move()
             except OSError as error:
                 print("independent:", error, file=sys.stderr)
                 if self.link:
-                    self.lost_at, self.attempts = time.monotonic() + GRACE, 0
-                elif self.dials and self.over < NEVER:
-                    self.over = 0  # the program end has gone: it knows that all is taken
+                    self.link.close()
+                    self.deadline, self.attempts = min(self.deadline, time.monotonic() + GRACE), 0
+                elif self.dials and self.complete:
+                    self.deadline = 0  # the program end has gone: it knows that all is taken
                 self.link, self.output, self.attempts = None, b"", self.attempts + 1
                 time.sleep(random.uniform(0, min(10, 0.05 * 2**self.attempts)) if self.dials else 0)
-        if self.link and self.kind == PROGRAM:
-            self.leave()
+        assert self.complete, "the session is lost"
         return {1: 0, 2: 128, 3: 0}[self.status[0]] + self.status[1]
 
     def make_link(self) -> None:
@@ -119,11 +109,11 @@ class Session:
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             context.set_alpn_protocols(["sockstream/1"])
             if not self.dials:
-                context.load_cert_chain(self.args.cert, self.args.key)
+                context.load_cert_chain(self.options["--cert"], self.options["--key"])
             link = context.wrap_socket(link, server_side=not self.dials)
             assert (link.version(), link.selected_alpn_protocol()) == ("TLSv1.3", "sockstream/1")
-            own = "" if self.dials else Path(self.args.cert).read_text()
-            binding = link.getpeercert(True) if self.dials else ssl.PEM_cert_to_DER_cert(own)
+            own = None if self.dials else Path(self.options["--cert"]).read_text()
+            binding = ssl.PEM_cert_to_DER_cert(own) if own else link.getpeercert(True)
         elif self.scheme == "sock+unix":
             binding = b"unix"
         else:
@@ -132,16 +122,16 @@ class Session:
         self.prove(link, sha256(binding).digest())
         self.greet(link)
         link.setblocking(False)
-        self.link, self.input, self.output = link, bytearray(), b""
+        self.link, self.input, self.output, self.told = link, bytearray(), b"", {}  # told: on this link
+        self.deadline = self.deadline if self.complete else NEVER
 
     def prove(self, link: socket.socket, binding: bytes) -> None:
-        key, role = bytes.fromhex(Path(self.args.token_file).read_text()), 1 if self.dials else 2
+        key, role = bytes.fromhex(Path(self.options["--token-file"]).read_text()), 1 if self.dials else 2
         mine = MAGIC + struct.pack("<BBHHHB", 1, 0, 0, 33, 0, role) + os.urandom(32)
         link.sendall(mine if self.dials else b"")
         theirs = receive(link, 16)
-        assert theirs[:9] == MAGIC + b"\1", f"the peer speaks something else: {theirs!r}"
         theirs += receive(link, int.from_bytes(theirs[12:14], "little"))
-        assert 49 <= len(theirs) <= 2064 and theirs[16] == 3 - role, f"HELLO: {theirs!r}"
+        assert theirs[:9] == MAGIC + b"\1" and len(theirs) >= 49 and theirs[16] == 3 - role, f"not for us: {theirs!r}"
         transcript = mine + theirs if self.dials else theirs + mine
         client = hmac.digest(key, b"sockstream 1 client\0" + sha256(transcript).digest() + binding, "sha256")
         server = hmac.digest(key, b"sockstream 1 server\0" + sha256(transcript + client).digest() + binding, "sha256")
@@ -161,29 +151,26 @@ class Session:
         link.sendall(self.open() if self.dials else b"")
         kind, flags, _, size, _ = struct.unpack("<BBHIQ", receive(link, 16))
         payload, fields, wants = receive(link, min(size, LONGEST[OPEN])), {8: b"\x14"}, {}
-        if kind == GOAWAY and self.over < NEVER:
-            raise ConnectionAbortedError("the peer has left")
-        assert kind == OPEN and flags & DURABLE, f"the peer does not want this session: {payload!r}"
+        if kind == GOAWAY:
+            self.handle(kind, flags, 0, 0, payload)
+        assert kind == OPEN and flags & DURABLE, "OPEN"
         while payload:
             tag, size = struct.unpack_from("<HI", payload)
             fields[tag], payload = payload[6 : 6 + size], payload[6 + size :]
             wants.update([struct.unpack("<HQ", fields[tag])] if tag == 3 else [])
         assert fields[1] == self.id or not (self.id or flags & RESUME), "another session"
         assert fields[2][0] + self.kind == PROGRAM + VIEWER, "the kind of the peer"
-        self.id = fields[1]
+        self.id, self.opened = fields[1], True
         link.sendall(b"" if self.dials else self.open())
         for channel, stream in self.out.items():
             want = wants.get(channel, 0)
             assert stream.taken <= want <= stream.at, f"the peer wants {want} on channel {channel}"
             stream.at, stream.window = want, max(stream.window, 1 << fields[8][0])
-        for stream in [*self.out.values(), *self.into.values()]:
-            stream.told = {}
-        if self.kind == PROGRAM and not self.opened:
-            pipe = subprocess.PIPE
-            self.child = child = subprocess.Popen(self.argv, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe)
+        if self.kind == PROGRAM and not self.child:
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            self.child = child = subprocess.Popen(self.argv, bufsize=0, **pipes)
             self.into[1].file, self.out[2].file, self.out[3].file = child.stdin, child.stdout, child.stderr
             self.record(struct.pack("<BQ", STARTED, child.pid))
-        self.opened = True
 
     def record(self, record: bytes) -> None:
         self.out[0].data += record
@@ -191,44 +178,45 @@ class Session:
 
     def report(self) -> None:
         """Writes EXIT and END when they are due."""
-        if not self.status and (code := self.child.poll()) is not None:
+        if self.child and not self.status and (code := self.child.poll()) is not None:
             self.status = struct.pack("<BBHQQQ", 1 if code >= 0 else 2, abs(code), 0, 0, 0, 0)
             self.status += signal.Signals(-code).name.encode() if code < 0 else b""
             self.record(bytes([EXIT]) + self.status)
-        if self.status and self.out[2].ended and self.out[3].ended and self.end_at < 0:
+        if self.child and self.status and self.out[2].ended and self.out[3].ended and self.end_at < 0:
             finals = b"".join(struct.pack("<HQ", c, self.out[c].taken + len(self.out[c].data)) for c in (2, 3))
             self.record(struct.pack("<BH", END, 2) + finals + self.status)
             self.end_at = self.marks[-1]
 
-    def fill(self) -> None:
+    def fill(self) -> bytes:
         """Puts what may be sent now into the output, one frame of each channel at most."""
         if self.finals and not any(self.into[c].data for c, _ in self.finals):
             self.into[0].data.clear()  # TAKEN may pass END: the completion
-            self.over = min(self.over, time.monotonic() + 5)
-        for channel, stream in self.into.items():
-            now = {TAKEN: stream.at - len(stream.data)} | ({STOP: 0} if stream.stopped else {})
-            for kind, number in now.items() - stream.told.items():
-                self.output += frame(kind, WINDOW if kind == TAKEN else 0, channel, number)
-            stream.told = now
+            self.complete, self.deadline = True, min(self.deadline, time.monotonic() + 5)
+        due = {(TAKEN, channel): stream.at - len(stream.data) for channel, stream in self.into.items()}
+        due |= {(STOP, channel): 0 for channel, stream in self.into.items() if stream.stopped}
+        for (kind, channel), number in due.items() - self.told.items():
+            self.output += frame(kind, WINDOW if kind == TAKEN else 0, channel, number)
+        self.told |= due
         for channel, stream in self.out.items():
-            limit = end = stream.taken + len(stream.data)
-            limit = min(end, stream.taken + stream.window, stream.at + LONGEST[DATA])
+            limit = min(stream.taken + min(len(stream.data), stream.window), stream.at + LONGEST[DATA])
             if channel == 0:  # one record in each frame, and END after the FINs
-                limit = next((mark for mark in self.marks if mark > stream.at), end)
-                if limit == self.end_at and not (self.out[2].told and self.out[3].told):
+                limit = next((mark for mark in self.marks if mark > stream.at), stream.at)
+                if limit == self.end_at and not {(FIN, 2), (FIN, 3)} <= self.told.keys():
                     continue
             part = bytes(stream.data[stream.at - stream.taken : limit - stream.taken])
-            if part or (stream.ended and stream.at == end and not stream.told):
+            over = stream.ended and stream.at == stream.taken + len(stream.data)
+            if part or (over and (FIN, channel) not in self.told):
                 self.output += frame(DATA, 0 if part else FIN, channel, stream.at, part)
-                stream.at, stream.told = limit, stream.told if part else {DATA: end}
+                self.told |= {} if part else {(FIN, channel): limit}
+                stream.at = limit
+        return self.output
 
     def move(self) -> None:
         """Waits until something can move, and moves it."""
         sources = {s.file: s for s in self.out.values() if s.file and len(s.data) < 1 << WINDOW}
         sinks = {s.file: s for s in self.into.values() if s.file and s.data}
-        readers = [*sources, *(each for each in (self.link, self.listener) if each)]
-        writers = [*sinks, *([self.link] if self.output else [])]
-        readable, writable, _ = select.select(readers, writers, [], 0.05)
+        links, writers = [each for each in (self.link, self.listener) if each], [self.link] if self.output else []
+        readable, writable, _ = select.select([*sources, *links], [*sinks, *writers], [], 0.05)
         for stream in [sources[file] for file in readable if file in sources]:
             stream.data += (part := stream.file.read(65536))
             stream.ended = not part
@@ -236,26 +224,20 @@ class Session:
             try:
                 del stream.data[: stream.file.write(stream.data[:4096])]  # so much a ready pipe takes
             except OSError:
-                stream.stopped = True  # the peer learns it by STOP
-                stream.data.clear()
+                stream.stopped, stream.data = True, bytearray()  # the peer learns it by STOP
         for stream in [*self.out.values(), *(s for s in self.into.values() if not s.data)]:
             if stream.file and (stream.ended or stream.stopped):
                 stream.file = stream.file.close()
         if self.link:
             self.move_link()
-        if self.listener in readable:
+        if self.listener in readable or (self.dials and not self.link):
             self.make_link()
 
     def move_link(self) -> None:
         with contextlib.suppress(*AGAIN):
-            while self.output:
-                count = self.link.send(self.output)
-                self.output, self.passed = self.output[count:], self.passed + count
-        with contextlib.suppress(*AGAIN):
-            self.input += (part := self.link.recv(1 << 16))
-            self.passed += len(part)
-            if not part:
+            if not (part := self.link.recv(1 << 16)):
                 raise ConnectionResetError("the peer closed the link")
+            self.input, self.passed = self.input + part, self.passed + len(part)
         while len(self.input) >= 16:
             kind, flags, channel, size, number = struct.unpack_from("<BBHIQ", self.input)
             assert size <= LONGEST[kind], f"a frame of type {kind} with {size} bytes"
@@ -263,56 +245,55 @@ class Session:
                 break
             self.handle(kind, flags, channel, number, bytes(self.input[16 : 16 + size]))
             del self.input[: 16 + size]
-        if self.args.cut and self.passed >= self.args.cut[0]:
-            self.passed -= self.args.cut.pop(0)
+        with contextlib.suppress(*AGAIN):
+            while self.output or self.fill():
+                count = self.link.send(self.output)
+                self.output, self.passed = self.output[count:], self.passed + count
+        if self.cuts and self.passed >= self.cuts[0]:
+            self.passed -= self.cuts.pop(0)
             self.link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             raise ConnectionAbortedError("cut")
 
     def handle(self, kind: int, flags: int, channel: int, number: int, payload: bytes) -> None:
         stream = self.into[channel] if kind == DATA else self.out[channel]
         if kind == DATA:
-            assert number == stream.at and (flags, bool(payload)) in ((FIN, False), (0, not stream.ended)), "DATA"
+            right = flags == 0 and not stream.ended if payload else flags == FIN
+            assert right and number == stream.at, f"DATA of channel {channel} at {number}, expected {stream.at}"
             stream.at, stream.ended = number + len(payload), bool(flags)
             stream.data += payload if channel and not stream.stopped else b""
             assert len(stream.data) <= 1 << WINDOW, f"channel {channel}: more than the window"
-            if channel == 0:
-                self.take_record(payload)
+            if channel == 0 and payload[0] == SIGNAL and self.child:
+                self.child.send_signal(signal.Signals[payload[1:].decode()])
+            elif channel == 0 and payload[0] == END and self.kind == VIEWER:
+                finals, self.status = payload[3 : 3 + 10 * payload[1]], payload[3 + 10 * payload[1] :]
+                self.finals = [*struct.iter_unpack("<HQ", finals)]
+                assert all(self.into[c].ended and self.into[c].at == n for c, n in self.finals), "END is too early"
+                stream.data += payload  # so it is not taken yet
         elif kind == TAKEN:
             assert stream.taken <= number <= stream.at and 16 <= flags <= 24, f"TAKEN of channel {channel}"
             del stream.data[: number - stream.taken]
             stream.taken, stream.window = number, 1 << flags
+            if channel == 0 and number == self.end_at:
+                self.leave()
         elif kind == STOP and not stream.ended:
             del stream.data[stream.at - stream.taken :]
             stream.ended = True
         elif kind == PING:
             self.output += frame(PONG, number=number)
         elif kind == GOAWAY:
-            assert self.over < NEVER, f"the peer went away: {payload!r}"
-            self.over = 0
-
-    def take_record(self, record: bytes) -> None:
-        if record[0] == SIGNAL and self.child:
-            self.child.send_signal(signal.Signals[record[1:].decode()])
-        elif record[0] == END and self.kind == VIEWER:
-            split = 3 + 10 * record[1]
-            self.finals, self.status = [*struct.iter_unpack("<HQ", record[3:split])], record[split:]
-            assert all(self.into[c].ended and self.into[c].at == n for c, n in self.finals), "END before its streams"
-            self.into[0].data += record  # so it is not taken yet
+            self.deadline = 0
+            raise ConnectionAbortedError(f"the peer has left: {payload!r}")
 
     def leave(self) -> None:
-        with contextlib.suppress(OSError):  # the peer may be gone: it knows that all is taken
-            self.link.settimeout(2)
-            self.link.sendall(self.output + frame(GOAWAY, payload=bytes([LEAVING])))
-            socket.socket.shutdown(self.link, socket.SHUT_WR)
-            while self.link.recv(65536):  # closing with unread bytes would reset the link, and lose the GOAWAY
-                pass
+        self.complete, self.deadline = True, 0
+        self.link.settimeout(2)
+        self.link.sendall(self.output + frame(GOAWAY, payload=bytes([LEAVING])))
+        socket.socket.shutdown(self.link, socket.SHUT_WR)
+        while self.link.recv(1 << 16):  # closing with unread bytes would reset the link, and lose the GOAWAY
+            pass
 
 
 if __name__ == "__main__":
     split = [*sys.argv, "--"].index("--")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["viewer", "program"])
-    for name in ("--dial", "--wait", "--token-file", "--cert", "--key"):
-        parser.add_argument(name)
-    parser.add_argument("--cut", type=int, action="append", default=[])
-    sys.exit(Session(parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]).run())
+    words = sys.argv[2:split]
+    sys.exit(Session(sys.argv[1], dict(zip(words[::2], words[1::2], strict=True)), sys.argv[split + 1 :]).run())

@@ -18,9 +18,9 @@ class Mutant(NamedTuple):
     new: str
 
 
-_NEW_LINK = '"""Say again on a new link what must be repeated there."""\n        '
 _END = "            self.end_received = record"
 _UNTIL_FINS = "(self._end_at is None or control.sent != self._end_at or self._fins_sent())"
+_WAKE = "        self._due = True\n        "
 _CREDIT = "min(MAX_DATA, self.base + self.window - self.sent)"
 
 MUTANTS = [
@@ -51,7 +51,7 @@ MUTANTS = [
     ),
     Mutant("FIN is not repeated", "channels", "        self.fin_sent = False\n", ""),
     Mutant("STOP is not repeated", "channels", "        self.stop_due = self.stopping\n", ""),
-    Mutant("TAKEN is not repeated", "channels", _NEW_LINK + "self.told_due = True\n", _NEW_LINK + "\n"),
+    Mutant("TAKEN is not repeated", "channels", "self.told_due = self.expected > 0", "self.told_due = False"),
     Mutant("nothing is repeated", "session", "            incoming.new_link()\n", "            pass\n"),
     # credit
     Mutant("credit is added, not set", "channels", "        self.window = window\n", "        self.window += window\n"),
@@ -112,4 +112,27 @@ MUTANTS = [
     ),
     Mutant("PING is not answered", "session", "        self._pong_due = number\n", "        pass\n"),
     Mutant("bytes are no sign of life", "session", "        self._heard = now\n\n", "        pass\n\n"),
+    # what wakes the sender
+    Mutant(
+        "a write wakes nobody",
+        "session",
+        _WAKE + "self.outgoing[channel].write",
+        "        self.outgoing[channel].write",
+    ),
+    Mutant(
+        "an end wakes nobody", "session", _WAKE + "self.outgoing[channel].fin", "        self.outgoing[channel].fin"
+    ),
+    Mutant("a frame wakes nobody", "session", _WAKE + "handler(", "        handler("),
+    Mutant(
+        "the delay wakes nobody",
+        "session",
+        "            self._taken_at = None\n            self._due = True",
+        "            self._taken_at = None",
+    ),
+    Mutant(
+        "a record wakes nobody",
+        "session",
+        "        control.write(data)\n        self._due = True\n",
+        "        control.write(data)\n",
+    ),
 ]

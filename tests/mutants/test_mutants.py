@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import sockstream
 from mutant_table import MUTANTS
 from run_mutant import FOUND
+
+import sockstream
 from support import limit
 
 RUNNER = Path(__file__).with_name("run_mutant.py")

@@ -190,7 +190,7 @@ class Terminal:
         viewing.endpoint.flush_soon()
 
     def _update_stdin(self) -> None:
-        if self._stdin is not None:
+        if self._stdin is not None and self._stdin.paused:
             self._stdin.update()
 
     # ---- signals
