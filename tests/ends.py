@@ -11,6 +11,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from support import Running, processes, wait_until
 
 if TYPE_CHECKING:
@@ -21,8 +23,15 @@ RAW = ("tcp", "unix")
 KINDS = (*SESSIONS, *RAW)
 WAYS = ("run", "serve")  # which command is the program end; listen --once or connect is the other
 
-# Programs that take a moment to notice nothing: each says `ready` when a signal may come.
-WAITS = "echo ready; while :; do sleep 0.05; done"
+QUICK = {("run", "sock"), ("serve", "sock+unix"), ("serve", "tcp"), ("run", "unix")}
+WAITS = "echo ready; while :; do sleep 0.05; done"  # a shell's traps are run between two commands
+
+
+def over(kinds: Sequence[str]) -> pytest.MarkDecorator:
+    """Run a test over both ways and these kinds of address; the quick set has each way and each kind once."""
+    cases = [(way, kind) for way in WAYS for kind in kinds]
+    marked = [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in cases]
+    return pytest.mark.parametrize(("way", "kind"), marked)
 
 
 def shell(script: str) -> list[str]:

@@ -295,3 +295,29 @@ def by_hand(session: Session, said: Peer | None = None, now: float = 0.0, *, dia
         link.accept(session, now)
     drain(link, now)
     return link
+
+
+def pair_of(*, program_dials: bool = True, takes: bool = True, bits: int = 20) -> tuple[Application, Application, Pair]:
+    """Return a program, a viewer and the connection between them, OPENs through."""
+    program = Application(program_session(bits), takes=takes)
+    viewer = Application(viewer_session(bits), takes=takes)
+    ends = (program, viewer) if program_dials else (viewer, program)
+    return program, viewer, connected(*ends)
+
+
+def until_accepted(pair: Pair) -> Application:
+    """Move bytes until the waiting end has accepted, and no further; return its application."""
+    side = DIALLER
+    while pair.links[WAITER].session is None:
+        pair.send(side)
+        pair.deliver(side)
+        side = 1 - side
+    return pair.ends[WAITER]
+
+
+def end_program(program: Application) -> None:
+    """Let the program end, with its status on the way at once."""
+    program.session.send(records.Exited(STATUS))
+    program.session.finish(2)
+    program.session.finish(3)
+    program.session.end(STATUS)

@@ -374,13 +374,15 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_pipx_installs_it(source: Path) -> None:
-    """`pipx install .` gives a command that runs programs, and its manual page."""
+    """`pipx install .` gives a command that runs programs, its manual page, and all other files of share/."""
     path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
     run("-c", "pipx install .", command=["bash"], cwd=source, env={**os.environ, "PATH": path}, check=True)
     home = Path(os.environ["HOME"], ".local")
     command = [str(home / "bin/sockstream")]
     assert run("--version", command=command).stdout == f"sockstream {sockstream.__version__}\n"
     assert ".TH SOCKSTREAM 1" in (home / "share/man/man1/sockstream.1").read_text()
+    for path in (path for path in ROOT.glob("share/**/*") if path.is_file()):
+        assert (home / "share/pipx/venvs/sockstream" / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
     port = free_port()
     with Running("serve", "--once", f":{port}", "--", "echo", "hi", command=command) as server:
         assert server.address == f"sock://127.0.0.1:{port}"

@@ -34,10 +34,12 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path) -> Path:
-    """Have the demonstration's directory made in one of the test's own, and return that."""
-    os.environ["TMPDIR"] = str(tmp_path)
-    return tmp_path
+def place() -> Path:
+    """Have the demonstration's directory made in one of the test's own, whose path is short, and return that."""
+    folder = Path(os.environ["HOME"]).with_name("tmp")
+    folder.mkdir()
+    os.environ["TMPDIR"] = str(folder)
+    return folder
 
 
 def rows(text: str) -> list[tuple[float, str, str, str]]:
@@ -57,6 +59,7 @@ def test_it_shows_everything_and_leaves_nothing(place: Path) -> None:
     """Output, question, answer, warning and both statuses are shown; no colours; no file and no token is left."""
     result = subprocess.run([*SOCKSTREAM, "demo", "--seconds", "2"], capture_output=True, text=True, timeout=limit(30))
     assert (result.returncode, result.stderr) == (0, "")
+    assert f"sock+unix://{place}/sockstream-demo-" in result.stdout
     *middle, first, second = [row[1:] for row in rows(result.stdout)]
     assert middle == wanted(result.stdout, "0.2")
     assert {first, second} == {("listen", "status", "3"), ("run", "status", "3")}
@@ -136,7 +139,7 @@ def test_a_command_that_fails_is_told(place: Path) -> None:
     """Where the commands cannot work the demonstration shows why, says so, and ends with 125."""
     code = "import os, sys\nif 'run' in sys.argv[1:2]:\n    os.write(2, b'it is broken\\n')\n    os._exit(1)\n"
     (place / "sitecustomize.py").write_text(code)
-    broken = {**os.environ, "PYTHONPATH": str(place), "TMPDIR": "/tmp"}
+    broken = {**os.environ, "PYTHONPATH": str(place)}
     result = subprocess.run([*SOCKSTREAM, "demo"], env=broken, capture_output=True, text=True, timeout=limit(30))
     assert result.returncode == 125
     assert [row[1:] for row in rows(result.stdout)][2:] == [

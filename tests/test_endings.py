@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from ends import KINDS, RAW, SESSIONS, WAITS, WAYS, ends, null, own_stderr, program_of, shell, waiting_address
+from ends import KINDS, RAW, SESSIONS, WAITS, ends, null, over, own_stderr, program_of, shell, waiting_address
 from support import Running, alive_in_group, helper, limit, wait_until
 
 HANGUP = 128 + signal.SIGHUP
@@ -30,8 +30,7 @@ def gone(group: int, seconds: float = 10) -> None:
 # ---- the program closes something, or ends
 
 
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_a_program_may_close_stdout_and_work_on(way: str, kind: str) -> None:
     """A closed stdout ends that channel alone: input and stderr go on, and the status comes at the end."""
     program = shell("echo before; exec >&-; read line; echo $line >&2; exit 5")
@@ -78,8 +77,7 @@ def received(peer: socket.socket) -> bytes:
     return b"".join(iter(lambda: peer.recv(65536), b""))
 
 
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_a_program_that_closes_stdin_stops_the_writer(way: str, kind: str) -> None:
     """Whoever writes to the viewer's stdin gets a closed pipe, and the program goes on undisturbed."""
     with ends(way, kind, shell("exec <&-; echo closed; sleep 0.5; exit 4")) as (viewer, end):
@@ -104,8 +102,7 @@ def test_input_nobody_reads_harms_nothing(kind: str) -> None:
         assert viewer.stdout == b"done\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_a_reader_that_leaves_gives_the_program_sigpipe(way: str, kind: str) -> None:
     """`listen | head -1`: the program that goes on writing dies of SIGPIPE; both ends say 141."""
     reading, writing = os.pipe()
@@ -143,8 +140,7 @@ def test_a_reader_that_leaves_before_any_program_ends_listen() -> None:
         assert viewer.wait() == PIPE_CLOSED
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_a_full_disk_at_the_viewer_is_said_once(way: str, kind: str) -> None:
     """Output that cannot be written: one line that says so, 125, and the program is ended; nothing hangs."""
     with open("/dev/full", "wb") as full, ends(way, kind, ["yes"], viewer_stdio={"stdout": full}) as (viewer, end):
@@ -165,8 +161,7 @@ def test_a_full_disk_with_an_end_in_sight_is_125_too() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(["sock", "tcp"])
 def test_a_grandchild_holding_stdout_is_not_waited_for_long(way: str, kind: str) -> None:
     """When only a grandchild holds the outputs, all ends 5 s after the last byte, with a line; it is ended."""
     with ends(way, kind, helper("grandchild", 600)) as (viewer, end):
@@ -185,8 +180,7 @@ def test_a_grandchild_that_finishes_is_heard_to_its_end(kind: str) -> None:
         assert viewer.stdout.endswith(b"grandchild\n")
 
 
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(["sock", "tcp"])
 def test_a_grandchild_without_our_pipes_is_ended(way: str, kind: str) -> None:
     """What the program leaves in its group is ended when the program has, at once if it does not object."""
     with ends(way, kind, helper("grandchild-silent", 600)) as (viewer, end):
@@ -213,8 +207,7 @@ def test_a_grandchild_that_ignores_hup_and_term_is_killed(kind: str) -> None:
 # ---- somebody leaves, or is killed
 
 
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_a_viewer_that_leaves_ends_the_program_at_once(way: str, kind: str) -> None:
     """A viewer that says goodbye does not make the program wait for the grace of 60 s."""
     with ends(way, kind, shell("sleep 600 & echo ready; wait")) as (viewer, end):
@@ -238,8 +231,7 @@ def test_a_program_that_ignores_hup_and_term_is_killed() -> None:
         assert time.monotonic() - began > 9
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_a_killed_program_end_closes_the_programs_pipes(way: str, kind: str) -> None:
     """kill -9 of the program end: its program gets end of file on stdin, and SIGPIPE where it writes."""
     with ends(way, kind, shell("cat; echo ready; while echo x; do sleep 0.05; done"), options=["--grace", "1"]) as (
@@ -291,10 +283,11 @@ def test_eof_grace_ends_a_program_after_the_peers_end_of_file(kind: str) -> None
         assert end.wait() == HANGUP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RAW)
 def test_a_raw_half_close_alone_ends_nothing(kind: str) -> None:
-    """Raw: a peer that has only ended its input is waited for, though the program is silent."""
-    with Running("serve", "--once", waiting_address(kind), "--", *shell("cat; sleep 2; echo late")) as end:
+    """Raw: a peer that has only ended its input is waited for, though the program is silent for long."""
+    with Running("serve", "--once", waiting_address(kind), "--", *shell("cat; sleep 5; echo late")) as end:
         with raw_peer(end.address) as peer:
             peer.shutdown(socket.SHUT_WR)
             assert received(peer) == b"late\n"
@@ -304,8 +297,7 @@ def test_a_raw_half_close_alone_ends_nothing(kind: str) -> None:
 # ---- nothing is left
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_nothing_of_the_group_is_left_after_an_ordinary_end(way: str, kind: str) -> None:
     """Neither the program nor what it started in its group is alive when both ends are done."""
     left = "(sleep 600; sleep 600) >/dev/null 2>&1 &"

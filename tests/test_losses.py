@@ -5,6 +5,7 @@ Each test is an experiment in which at least one of socat, ncat, tcpserver, sock
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ends import KINDS, RAW, SESSIONS, WAYS, ends, own_stderr, program_of, shell, waiting_address
+from ends import KINDS, RAW, SESSIONS, WAYS, ends, null, over, own_stderr, program_of, shell, waiting_address
 from helper_program import AWKWARD, pattern
 from support import Running, alive_in_group, helper, limit, wait_until
 
@@ -30,15 +31,17 @@ MIB = 1 << 20
 # ---- what arrives
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
-def test_an_answer_long_after_the_end_of_input(way: str, kind: str) -> None:
-    """The client sends and half-closes; the answer, a second later, arrives."""
-    with ends(way, kind, helper("echo-late", 1)) as (viewer, end):
-        viewer.write(b"question\n")
-        viewer.close_stdin()
-        assert (viewer.wait(), end.wait()) == (0, 0)
-        assert viewer.stdout == b"question\n"
+def test_an_answer_long_after_the_end_of_input() -> None:
+    """The client sends and half-closes; the answer, a second later, arrives: over every kind of address."""
+    with contextlib.ExitStack() as stack:
+        program = helper("echo-late", 1)
+        pairs = [stack.enter_context(ends(way, kind, program)) for way in WAYS for kind in KINDS]
+        for viewer, _end in pairs:
+            viewer.write(b"question\n")
+            viewer.close_stdin()
+        for viewer, end in pairs:
+            assert (viewer.wait(), end.wait()) == (0, 0)
+            assert viewer.stdout == b"question\n"
 
 
 def slow_reader(path: str | Path, delay: float) -> list[str]:
@@ -54,8 +57,7 @@ while data := os.read(0, 65536):
     return [sys.executable, "-c", code, str(path), str(delay)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_unread_input_does_not_destroy_output(way: str, kind: str, tmp_path: Path) -> None:
     """A program writes 1 MiB and exits, its input unread; a slow reader gets every byte, and no reset."""
     reading, writing = os.pipe()
@@ -113,8 +115,7 @@ def bursts(way: str, kind: str, times: int) -> None:
             assert viewer.stdout == wanted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_a_burst_before_the_exit_arrives(way: str, kind: str) -> None:
     """3 MB written and exit at once: complete, every time of a few."""
     bursts(way, kind, 3)
@@ -128,8 +129,7 @@ def test_a_burst_before_the_exit_arrives_100_times_of_100(kind: str) -> None:
         bursts(way, kind, 50)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_awkward_bytes_and_a_last_line_without_newline(way: str, kind: str) -> None:
     """Every byte value, invalid UTF-8, NULs, terminal escapes, and an unfinished last line are passed as they are."""
     with ends(way, kind, helper("bytes")) as (viewer, end):
@@ -147,8 +147,7 @@ def test_awkward_bytes_among_many_programs() -> None:
         assert viewer.stdout == b"".join(b"n| " + line + b"\n" for line in lines)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_long_stderr_lines_do_not_stop_anything(way: str, kind: str) -> None:
     """Fifty stderr lines of 5,000 bytes arrive whole, and so does stdout after them."""
     program = shell(f"{' '.join(helper('stderr-lines', 5000, 50))}; echo out")
@@ -188,23 +187,24 @@ def test_nothing_is_lost_both_ways_at_once(kind: str) -> None:
 
 SILENT = {
     "sleeps": ["sleep", "600"],
-    "with a grandchild": shell("sleep 600 & sleep 600"),
+    "grandchild": shell("sleep 600 & sleep 600"),
     "writes": shell("while :; do echo line; sleep 0.2; done"),
     "floods": ["yes"],
 }
 
 
-@pytest.mark.parametrize("program", SILENT)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
-def test_no_program_outlives_a_killed_viewer(way: str, kind: str, program: str) -> None:
+@over(KINDS)
+def test_no_program_outlives_a_killed_viewer(way: str, kind: str) -> None:
     """15 s after the viewer was killed nothing of the program's group is alive, whether it ever writes or not."""
-    with ends(way, kind, SILENT[program], options=["--grace", "1"]) as (viewer, end):
-        group = program_of(end)
-        wait_until(lambda: len(alive_in_group(group)) > (program == "with a grandchild"), 10, "the whole group")
-        viewer.process.kill()
-        wait_until(lambda: not alive_in_group(group), 15, "the end of the group")
-        assert end.wait() in (128 + signal.SIGHUP, 128 + signal.SIGPIPE)
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(ends(way, kind, program, options=["--grace", "1"])) for program in SILENT.values()]
+        groups = [program_of(end) for _viewer, end in pairs]
+        wait_until(lambda: len(alive_in_group(groups[1])) == 3, 10, "a program with two children")
+        for viewer, _end in pairs:
+            viewer.process.kill()
+        wait_until(lambda: not any(map(alive_in_group, groups)), 15, "the end of the groups")
+        for _viewer, end in pairs:
+            assert end.wait() in (128 + signal.SIGHUP, 128 + signal.SIGPIPE)
 
 
 @pytest.mark.slow
@@ -219,15 +219,20 @@ def test_not_even_one_that_ignores_signals_outlives_a_killed_viewer(kind: str) -
         assert end.wait() == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [["--only", "out"], ["--only", "in"]], ids=["out", "in"])
-def test_one_way_programs_do_not_outlive_a_killed_viewer(options: list[str], kind: str) -> None:
+def test_one_way_programs_do_not_outlive_a_killed_viewer() -> None:
     """Also where only the outputs, or only the input, are carried."""
-    stdio = {"stdin": subprocess.DEVNULL}
-    with ends("run", kind, ["sleep", "600"], options=[*options, "--grace", "1"], stdio=stdio) as (viewer, end):
-        group = program_of(end)
-        viewer.process.kill()
-        wait_until(lambda: not alive_in_group(group), 15, "the end of the group")
+    with contextlib.ExitStack() as stack:
+        pairs = [
+            stack.enter_context(
+                ends("run", kind, ["sleep", "600"], options=["--only", only, "--grace", "1"], stdio=null())
+            )
+            for kind in KINDS
+            for only in ("out", "in")
+        ]
+        groups = [program_of(end) for _viewer, end in pairs]
+        for viewer, _end in pairs:
+            viewer.process.kill()
+        wait_until(lambda: not any(map(alive_in_group, groups)), 15, "the end of the groups")
 
 
 @pytest.mark.parametrize("kind", RAW)
@@ -244,17 +249,16 @@ def test_nor_where_input_waits_that_nobody_reads(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", RAW)
-@pytest.mark.parametrize("size", [7, 3_000_000])
-def test_a_peer_that_only_sends_is_heard_to_its_end(size: int, kind: str, tmp_path: Path) -> None:
+def test_a_peer_that_only_sends_is_heard_to_its_end(kind: str, tmp_path: Path) -> None:
     """Raw: what a peer has sent before it closed is the program's, though nobody will see its output."""
-    target = tmp_path / "received"
-    data = pattern(size)
-    program = slow_reader(target, 1)
-    with Running("serve", "--once", waiting_address(kind), "--", *program) as end:
-        with raw_peer(end.address) as peer:
-            peer.sendall(data)
-        assert end.wait() == 0
-    assert target.read_bytes() == data
+    for number, size in enumerate((7, 3_000_000)):
+        data = pattern(size)
+        program = slow_reader(tmp_path / str(number), 1 - number)
+        with Running("serve", "--once", waiting_address(kind), "--", *program) as end:
+            with raw_peer(end.address) as peer:
+                peer.sendall(data)
+            assert end.wait() == 0
+        assert (tmp_path / str(number)).read_bytes() == data
 
 
 def settles(value: Callable[[], int]) -> Callable[[], bool]:

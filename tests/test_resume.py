@@ -226,6 +226,16 @@ def test_a_cut_at_the_end(stack: ExitStack, pair: str, where: str, frame: str, b
     assert ends.relay.strikes == 1
 
 
+@pytest.mark.slow
+def test_a_goodbye_that_never_comes(stack: ExitStack) -> None:
+    """A viewer that has it all waits 5 s for the goodbye, however often the link came back, and not for the grace."""
+    ends = Ends(stack, "run")
+    options = ("--action", "reset-client", "--behind", "END", "--before", "GOAWAY", "--direction", "up", "--times", 2)
+    viewer, program = ends.start(SEVEN, *options)
+    check_end_of_seven(viewer, program)
+    assert ends.relay.strikes == 2
+
+
 def check_end_of_seven(viewer: Running, program: Running) -> None:
     """The program SEVEN has run once and everything of it has come."""
     assert (viewer.wait(), program.wait()) == (7, 7), f"{viewer} {program}"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ends import KINDS, RAW, SESSIONS, WAITS, WAYS, ends, null, own_stderr, program_of, shell, waiting_address
+from ends import KINDS, RAW, SESSIONS, WAITS, WAYS, ends, null, over, own_stderr, program_of, shell, waiting_address
 from helper_program import AWKWARD, pattern
 from support import Running, alive_in_group, helper, wait_until
 
@@ -41,8 +41,7 @@ def send(command: Running, name: str) -> None:
 # ---- bytes
 
 
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_stdout_and_stderr_are_exact_and_apart(way: str, kind: str) -> None:
     """300,000 bytes each of stdout and stderr, written in turns, arrive on the right descriptor, unchanged."""
     with ends(way, kind, helper("both", 300_000), viewer_options=["-q"] * (way == "serve")) as (viewer, end):
@@ -52,8 +51,7 @@ def test_stdout_and_stderr_are_exact_and_apart(way: str, kind: str) -> None:
         assert viewer.stderr == said + pattern(300_000, 2)
 
 
-@pytest.mark.parametrize("kind", RAW)
-@pytest.mark.parametrize("way", WAYS)
+@over(RAW)
 def test_raw_leaves_stderr_where_it_is(way: str, kind: str) -> None:
     """On raw addresses stdout arrives unchanged, and stderr is the program end's own."""
     with ends(way, kind, shell("printf out; printf 'err\\n' >&2")) as (viewer, end):
@@ -63,8 +61,7 @@ def test_raw_leaves_stderr_where_it_is(way: str, kind: str) -> None:
         assert own_stderr(end.stderr) == b"err\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_stdin_is_exact_and_its_end_is_passed_on(way: str, kind: str) -> None:
     """Every byte value goes in and comes back; the viewer's end of file is the program's, and output still follows."""
     data = AWKWARD + pattern(200_000)
@@ -75,8 +72,7 @@ def test_stdin_is_exact_and_its_end_is_passed_on(way: str, kind: str) -> None:
         assert viewer.stdout == data + b"end\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_output_is_live(way: str, kind: str) -> None:
     """A Python program's print() arrives when it is printed, without flush, while the program sleeps."""
     assert "PYTHONUNBUFFERED" not in os.environ
@@ -125,8 +121,7 @@ def catches(pid: int, signum: int) -> bool:
     return bool(caught >> (signum - 1) & 1)
 
 
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_ctrl_c_at_the_viewer_interrupts_the_program(way: str, kind: str) -> None:
     """SIGINT at `listen` or `connect` is SIGINT for the program; its status is everybody's."""
     with ends(way, kind, trapping("INT", 42)) as (viewer, end):
@@ -184,8 +179,7 @@ def test_ctrl_c_without_a_program_leaves(name: str) -> None:
         assert viewer.wait() == 130
 
 
-@pytest.mark.parametrize("kind", RAW)
-@pytest.mark.parametrize("way", WAYS)
+@over(RAW)
 def test_ctrl_c_on_raw_closes(way: str, kind: str) -> None:
     """Raw carries no signals: SIGINT at the viewer closes the connection (130), and the program is ended."""
     with ends(way, kind, shell(WAITS)) as (viewer, end):
@@ -195,8 +189,7 @@ def test_ctrl_c_on_raw_closes(way: str, kind: str) -> None:
         assert end.wait() == 128 + signal.SIGHUP
 
 
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_sigterm_at_the_viewer_leaves(way: str, kind: str) -> None:
     """SIGTERM at `listen` or `connect` ends it with 143, and the program with it."""
     with ends(way, kind, shell(WAITS)) as (viewer, end):
@@ -334,8 +327,7 @@ def test_lines_of_several_programs_never_mix(kind: str) -> None:
 # ---- the four ways to redirect: output only, input only, both, dialling and waiting
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_only_out_leaves_stdin_local(way: str, kind: str, tmp_path: Path) -> None:
     """With --only out the program reads the program end's own stdin, and its output goes to the viewer."""
     local = tmp_path / "input"
@@ -350,8 +342,7 @@ def test_only_out_leaves_stdin_local(way: str, kind: str, tmp_path: Path) -> Non
             assert own_stderr((viewer if kind in SESSIONS else end).stderr) == b"err\n"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_only_in_leaves_the_outputs_local(way: str, kind: str) -> None:
     """With --only in the viewer's input is the program's, whose outputs stay the program end's own."""
     with ends(way, kind, shell("cat; echo err >&2"), options=["--only", "in"]) as (viewer, end):
@@ -363,8 +354,7 @@ def test_only_in_leaves_the_outputs_local(way: str, kind: str) -> None:
         assert viewer.stdout == own_stderr(viewer.stderr) == b""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("way", WAYS)
+@over(KINDS)
 def test_merge_stderr_keeps_the_order(way: str, kind: str) -> None:
     """With --merge-stderr both outputs are one stream, in the order in which they were written."""
     program = shell("for n in 1 2 3; do echo out $n; echo err $n >&2; done")
@@ -373,8 +363,7 @@ def test_merge_stderr_keeps_the_order(way: str, kind: str) -> None:
         assert viewer.stdout == b"".join(b"out %d\nerr %d\n" % (n, n) for n in (1, 2, 3))
 
 
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(["sock", "tcp"])
 def test_env_and_chdir_are_the_programs(way: str, kind: str, tmp_path: Path) -> None:
     """--env sets the program's variables, also PATH for finding it; --chdir is where it runs."""
     (tmp_path / "own-program").write_text("#!/bin/sh\necho $COLOUR; pwd\n")
@@ -417,8 +406,7 @@ def test_a_closed_stdin_stays_closed_for_the_program() -> None:
         assert viewer.stdout in (b"closed\n", b"/dev/null\n")
 
 
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(["sock", "tcp"])
 def test_a_viewer_without_stdin_works(way: str, kind: str) -> None:
     """A viewer whose stdin is closed shows everything; the program sees an end of file."""
     close = {"stdin": None, "preexec_fn": lambda: os.close(0)}
@@ -470,8 +458,7 @@ def test_stdin_from_a_file_keeps_the_position(kind: str, tmp_path: Path) -> None
             assert viewer.stdout == pattern(100_000)
 
 
-@pytest.mark.parametrize("kind", ["sock", "tcp"])
-@pytest.mark.parametrize("way", WAYS)
+@over(["sock", "tcp"])
 def test_a_socket_may_be_stdin_and_stdout(way: str, kind: str) -> None:
     """A viewer whose stdin and stdout are one socket passes everything, more than the socket holds, both ways."""
     data = pattern(1_000_000)

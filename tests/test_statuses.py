@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ends import RAW, SESSIONS, WAITS, WAYS, ends, null, shell, waiting_address
+from ends import RAW, SESSIONS, WAITS, WAYS, ends, null, over, shell, waiting_address
 from sockstream.transport import unsent_bytes
 from support import Running, free_port, limit, wait_until
 
@@ -28,8 +28,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("kind", SESSIONS)
-@pytest.mark.parametrize("way", WAYS)
+@over(SESSIONS)
 def test_both_ends_end_with_the_programs_status(way: str, kind: str, ending: str) -> None:
     """On a session the program's status, 128 + its signal, 126 or 127 is the status of both commands."""
     program, status = ENDINGS[ending]
@@ -38,8 +37,7 @@ def test_both_ends_end_with_the_programs_status(way: str, kind: str, ending: str
 
 
 @pytest.mark.parametrize("ending", ["7", "SIGKILL", "not found"])
-@pytest.mark.parametrize("kind", RAW)
-@pytest.mark.parametrize("way", WAYS)
+@over(RAW)
 def test_raw_carries_no_status(way: str, kind: str, ending: str) -> None:
     """On raw addresses the program end has the status, the viewer 0 for an orderly end; -v says why."""
     program, status = ENDINGS[ending]

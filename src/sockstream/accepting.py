@@ -180,6 +180,7 @@ class Unknown:
         self._leave()
         if self.driver is not None:
             self.driver.abort()
+            self.driver = None  # they know each other: without this they and their buffers wait for the collector
         else:
             self.acceptor.loop.unwatch(self.sock.fileno())
             self.sock.close()
@@ -276,6 +277,7 @@ class Unknown:
 
     def _on_lost(self, error: SockstreamError | None) -> None:
         self._leave()
+        self.driver = None
         if error is None:  # the owner has refused it, and said so
             return
         hint = ""

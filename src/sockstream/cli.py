@@ -234,7 +234,7 @@ def _token_options(parser: Parser) -> None:
 
 
 def _demo_options(parser: Parser) -> None:
-    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="SECONDS", help="about how long (4; at most 8)")
+    parser.add_argument("--seconds", type=seconds, default=4.0, metavar="SECONDS", help="about how long (4; at most 6)")
 
 
 # ---- what the commands do

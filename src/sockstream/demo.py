@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 8.5  # seconds, of the 10: the commands may need some to end
 _LATER = 1.5  # the viewer ends so much later than the program end, at most
-_LONGEST = 8.0
+_LONGEST = 6.0
 _STARTING = 1.0  # what two commands and a script take to start, roughly
 _PAUSES = 5  # one before the answer, and the script's four
 _A_MOMENT = 0.05
@@ -70,7 +70,7 @@ or let the program wait, on this machine or another one that has your token:
 
 
 def demonstrate(seconds: float) -> int:
-    """Show it on stdout in about `seconds`, at most 8; return 0 if all went as it should, else 125.
+    """Show it on stdout in about `seconds`, at most 6; return 0 if all went as it should, else 125.
 
     Raises SockstreamError if there is no place for its files or stdout cannot be written.
     """

@@ -6,11 +6,13 @@ once, and only what the kernel refuses waits for the loop. Whatever ends the con
 exactly once.
 
 An orderly end is half-close, then reading until the peer closes: closing with unread bytes would make the kernel
-send a reset, which destroys what the peer has not read yet.
+send a reset, which destroys what the peer has not read yet. A peer that has closed takes no more, but what it said
+before is in our kernel, and is read to its end first.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from . import transport
@@ -48,8 +50,9 @@ _LOOK_EVERY = 0.25
 class SocketDriver:
     """Drive `core` over `sock` until one of them ends.
 
-    on_sent(): some of what the core had has gone, there may be room for more; on_input(): the core has taken bytes or an end of file, look at its events; on_lost(error): the connection is
-    over, `error` is None after an orderly end. The socket is closed by then.
+    on_sent(): some of what the core had has gone, there may be room for more; on_input(): the core has taken bytes or
+    an end of file, look at its events; on_lost(error): the connection is over, `error` is None after an orderly end.
+    The socket is closed by then.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class SocketDriver:
         self.on_sent: Callable[[], None] = _nothing
         self.closed = False
         self.read_eof = False
+        self.reads_on = True  # to the end of what has come, when the peer takes no more
+        self._unsendable: OSError | None = None
         self._half_closed = False
         self._lingering = False
         self._mask = 0
@@ -82,14 +87,15 @@ class SocketDriver:
         try:
             if not self._lingering:
                 self.core.resume_reading(self.loop.now())
-            self._send()
+            if self._unsendable is None:
+                self._send()
         except BlockingIOError:
             self._blocked = True
         except SockstreamError as error:  # before OSError: some of ours are both
             self._say_last_words()
             self._lose(error)
         except OSError as error:
-            self._lose(_lost(error))
+            self._on_unsendable(error)
         self._update()
 
     def deliver(self) -> bool:
@@ -105,8 +111,8 @@ class SocketDriver:
     def finish(self, patience: float, *, lossless: bool = False) -> None:
         """Half-close behind what is to be sent, wait for the peer to close, then say `on_lost(None)`.
 
-        patience: seconds without progress after which it is closed anyway; lossless: not before the kernel has
-        everything.
+        patience: seconds without progress after which it is closed anyway; lossless: not before the
+        peer's kernel has everything, since what the peer sends to a closed socket is answered by a reset.
         """
         if self.closed or self._lingering:
             return
@@ -122,7 +128,7 @@ class SocketDriver:
         if self.closed:
             return
         now, left = self.loop.now(), transport.unsent_bytes(self.sock)
-        if left != unsent or (lossless and self._blocked):
+        if left != unsent or (lossless and (self._blocked or left)):
             since = now
         if now - since >= patience:
             self._finish_now()
@@ -165,6 +171,8 @@ class SocketDriver:
             return bool(count)
         if count:
             self.core.buffer_updated(count, now)
+        elif self._unsendable is not None and self._unsendable.errno == errno.ECONNRESET:
+            raise _lost(self._unsendable)  # which reading does not report again
         else:
             self.read_eof = True
             self.core.eof_received(now)
@@ -190,6 +198,12 @@ class SocketDriver:
         over = self.core.sending_is_over() or (self._lingering and not self._blocked)
         if over and not self._half_closed:
             self._half_close()
+
+    def _on_unsendable(self, error: OSError) -> None:
+        if self.reads_on and not self._lingering and error.errno in (errno.EPIPE, errno.ECONNRESET):
+            self._unsendable, self._blocked = error, False
+        else:
+            self._lose(_lost(error))
 
     def _half_close(self) -> None:
         self._half_closed = True

@@ -123,6 +123,8 @@ class ProgramEnd:
         """There is a peer: start the program."""
         self.opened = True
         if isinstance(self.session, RawStream):
+            if self.endpoint.driver is not None:
+                self.endpoint.driver.reads_on = False  # nobody is there any more to run the program for
             self.session.begin()
             self.endpoint.flush_soon()
         job, only = self.job, self.job.only

@@ -142,13 +142,15 @@ class TlsLayer:
         return not self._ended and not self._more and self.core.wants_read()
 
     def get_buffer(self, hint: int) -> memoryview:
-        """Return where to receive ciphertext."""
-        if self._buffer is None:
+        """Return where to receive ciphertext; little room for a peer whose handshake is not complete."""
+        if self.core is None:
+            self._buffer = memoryview(bytearray(min(self._allowance, _ENOUGH)))
+        elif self._buffer is None:
             try:
                 self._buffer = _spare.pop()
             except IndexError:
                 self._buffer = memoryview(bytearray(_RECEIVE))
-        return self._buffer if self.core is not None else self._buffer[: self._allowance]
+        return self._buffer
 
     def buffer_updated(self, count: int, now: float) -> None:
         """Take `count` bytes of ciphertext and deliver the plaintext.
@@ -173,6 +175,8 @@ class TlsLayer:
         Raises ConnectionLost if the connection was cut, or later from `resume_reading` if data waits before it.
         """
         self._socket_ended = True
+        _give_back(self._buffer)
+        self._buffer = None
         if self.core is None:
             raise self._fail(ConnectionLost(_CLOSED_EARLY))
         if not self._ended:
@@ -233,8 +237,7 @@ class TlsLayer:
             self._incoming.write(self._received[:size])
             self._received = self._received[size:]
         if not self._received and self._full is not None:
-            if len(_spare) < _SPARE_BUFFERS:
-                _spare.append(self._full)
+            _give_back(self._full)
             self._full, self._received = None, _NOTHING
         if not self._received and self._socket_ended:
             self._incoming.write_eof()
@@ -360,6 +363,11 @@ class TlsLayer:
             deadline = self.core.next_deadline()
             if deadline is not None and deadline <= now:
                 self.core.handle_timeout(now)
+
+
+def _give_back(buffer: memoryview | None) -> None:
+    if buffer is not None and len(buffer) == _RECEIVE and len(_spare) < _SPARE_BUFFERS:
+        _spare.append(buffer)
 
 
 def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLContext:

@@ -110,7 +110,7 @@ class Viewing:
             self._on_session_opened(event)
         elif isinstance(event, Completed):
             self._status = event.status
-            self._wait(GOODBYE_TIME, lambda: self.give_up("the program end did not say goodbye"))
+            self._wait_for_goodbye()
         elif isinstance(event, GoneAway):
             self._on_gone_away(event)
         elif isinstance(event, Stopped):
@@ -127,6 +127,8 @@ class Viewing:
 
     def _on_session_opened(self, event: Opened) -> None:
         self._cancel_wait()
+        if self._status is not None:
+            self._wait_for_goodbye()
         self.name = self.name or event.peer.name or "program"
         if event.resumed:
             self.notices.detail(f"{self._shown()}the link is back")
@@ -170,6 +172,9 @@ class Viewing:
         self._cancel_wait()
         if seconds != float("inf"):
             self._timer = self.loop.call_later(seconds, then)
+
+    def _wait_for_goodbye(self) -> None:
+        self._wait(GOODBYE_TIME, lambda: self.give_up("the program end did not say goodbye"))
 
     def _cancel_wait(self) -> None:
         if self._timer is not None:

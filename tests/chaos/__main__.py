@@ -6,6 +6,7 @@ import argparse
 import random
 import signal
 import sys
+from functools import partial
 
 from . import triggers
 from .proxy import ACTIONS, Proxy, parse
@@ -16,11 +17,11 @@ def _range(text: str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _frame(text: str) -> tuple[str, int]:
+def _frame(text: str, *, before: bool) -> tuple[str, int, bool]:
     name, _, number = text.partition("@")
     if name not in triggers.FRAME_NAMES:
         raise ValueError
-    return name, int(number or 1)
+    return name, int(number or 1), before
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,11 +36,16 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("listen", type=parse, help="HOST:PORT (port 0: a free one) or a path")
     options.add_argument("target", type=parse, help="HOST:PORT or a path")
     options.add_argument("--action", choices=ACTIONS, default="reset", help="what to do to a link (reset)")
-    where = options.add_mutually_exclusive_group()
-    where.add_argument("--after", type=_range, metavar="N[-M]", help="when so many bytes have passed, drawn anew")
-    frames = ", ".join(triggers.FRAME_NAMES)
-    where.add_argument("--before", type=_frame, metavar="FRAME[@N]", help=f"before the N-th of these: {frames}")
-    where.add_argument("--behind", type=_frame, metavar="FRAME[@N]", help="when that frame has passed")
+    options.add_argument("--after", type=_range, metavar="N[-M]", help="when so many bytes have passed, drawn anew")
+    frame = {"action": "append", "dest": "frames", "metavar": "FRAME[@N]"}
+    names = ", ".join(triggers.FRAME_NAMES)
+    options.add_argument(
+        "--before",
+        type=partial(_frame, before=True),
+        help=f"before the N-th of these: {names}; given several times: the next link at the next of them",
+        **frame,
+    )
+    options.add_argument("--behind", type=partial(_frame, before=False), help="when that frame has passed", **frame)
     options.add_argument(
         "--direction", choices=triggers.DIRECTIONS, help="up: from the end that dials; default: drawn anew"
     )
@@ -51,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
 
 def plan(options: argparse.Namespace) -> triggers.Plan:
     """Return what the options say about each link."""
-    frame = options.before or options.behind
     low, high = options.after or (0, 0)
     return triggers.Plan(
         random.Random(options.seed),
@@ -59,9 +64,9 @@ def plan(options: argparse.Namespace) -> triggers.Plan:
         direction=options.direction,
         low=low,
         high=high,
-        frame=frame and (*frame, options.before is not None),
+        frames=options.frames or (),
         skip=options.skip,
-        times=0 if frame is None and options.after is None else options.times,
+        times=options.times if options.frames or options.after else 0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
 
 UP, DOWN = "up", "down"  # from the dialling end to the waiting one, and back
 DIRECTIONS = (UP, DOWN)
@@ -151,8 +152,9 @@ class Plan:
     """What happens to each link, in the order in which they come.
 
     action: as in `proxy.ACTIONS`; direction: UP, DOWN, or None for one drawn for each link; low, high: a number of
-    bytes between these, drawn for each link; frame: name, number and whether before, in place of bytes;
-    skip: links left alone first; times: links struck at most (None: all).
+    bytes between these, drawn for each link; frames: in place of bytes name, number and whether before, one for each
+    link that is struck, and the last for those that follow; skip: links left alone first; times: links struck at most
+    (None: all).
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class Plan:
         direction: str | None = None,
         low: int = 0,
         high: int = 0,
-        frame: tuple[str, int, bool] | None = None,
+        frames: Sequence[tuple[str, int, bool]] = (),
         skip: int = 0,
         times: int | None = None,
     ) -> None:
@@ -172,7 +174,7 @@ class Plan:
         self._direction = direction
         self._low = low
         self._high = high
-        self._frame = frame
+        self._frames = list(frames)
         self._skip = skip
         self._left = times
 
@@ -182,12 +184,14 @@ class Plan:
             self._skip = max(0, self._skip - 1)
             return Never()
         direction = self._direction or self._generator.choice(DIRECTIONS)
-        if self._frame is not None:
-            name, number, before = self._frame
+        if self._frames:
+            name, number, before = self._frames[0]
             return AtFrame(direction, name, number, before=before)
         return AfterBytes(direction, self._generator.randint(self._low, self._high))
 
     def struck(self) -> None:
         """A link has been struck."""
+        if len(self._frames) > 1:
+            del self._frames[0]
         if self._left:
             self._left -= 1

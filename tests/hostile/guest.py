@@ -21,7 +21,7 @@ from sockstream.handshake import Handshake
 from sockstream.link import Link, LinkState
 from sockstream.records import How, Kind, Peer, Status
 from sockstream.security import plain_binding
-from sockstream.session import Completed, Data, Finished, GoneAway, Opened, Session
+from sockstream.session import Completed, Data, GoneAway, Opened, Session
 from sockstream.tls import ALPN
 from support import limit
 
@@ -162,12 +162,14 @@ class Guest:
         self.sock.sendall(frame(kind, flags, channel, number, payload))
 
 
-
 def frame(kind: int, flags: int, channel: int, number: int, payload: bytes = b"", length: int | None = None) -> bytes:
     """Return a frame as docs/protocol.md has it, or with a false length."""
     size = len(payload) if length is None else length
-    return bytes((kind, flags)) + channel.to_bytes(2, "little") + size.to_bytes(4, "little") + (
-        number.to_bytes(8, "little") + payload
+    return (
+        bytes((kind, flags))
+        + channel.to_bytes(2, "little")
+        + size.to_bytes(4, "little")
+        + (number.to_bytes(8, "little") + payload)
     )
 
 

@@ -39,7 +39,9 @@ BROWSER = (
 
 # `listen` and `serve` share what refuses, so the whole of both is for the full suite.
 VICTIMS = [
-    pytest.param((name, scheme), id=f"{name}-{scheme}", marks=[pytest.mark.slow] * (name == "listen" != scheme != "sock"))
+    pytest.param(
+        (name, scheme), id=f"{name}-{scheme}", marks=[pytest.mark.slow] * (name == "listen" != scheme != "sock")
+    )
     for name in WAITING
     for scheme in SCHEMES
 ]
@@ -203,7 +205,9 @@ def test_false_members_get_what_the_protocol_allows(
             sock, binding = dial_link(victim.address, source, tls=tls)
             with sock:
                 answer = without_nonce(attack(sock, binding))
-                assert answer in wanted if wanted else len(answer) <= 32  # the server's proof, for one who owns the token
+                assert (
+                    answer in wanted if wanted else len(answer) <= 32
+                )  # the server's proof, for one who owns the token
                 good_client(victim, tls=tls)
         if source is not None:
             assert reason in victim.wait_for_line_about(source)
@@ -216,7 +220,11 @@ def test_real_http_clients_get_nothing(victim: Victim, secure: bool) -> None:
     place, source = ("127.0.0.1", int(victim.address.rpartition(":")[2])), own_source()
     common = {"timeout": limit(10), "source_address": (source, 0)}
     context = client_context("http/1.1")
-    client = http.client.HTTPSConnection(*place, **common, context=context) if secure else http.client.HTTPConnection(*place, **common)
+    client = (
+        http.client.HTTPSConnection(*place, **common, context=context)
+        if secure
+        else http.client.HTTPConnection(*place, **common)
+    )
     with victim.no_leaks():
         try:
             with pytest.raises((http.client.HTTPException, OSError)):

@@ -213,7 +213,7 @@ class Session:
 
     def move(self) -> None:
         """Waits until something can move, and moves it."""
-        sources = {s.file: s for s in self.out.values() if s.file and len(s.data) < 1 << WINDOW}
+        sources = {s.file: s for s in self.out.values() if s.file and not s.ended and len(s.data) < 1 << WINDOW}
         sinks = {s.file: s for s in self.into.values() if s.file and s.data}
         links, writers = [each for each in (self.link, self.listener) if each], [self.link] if self.output else []
         readable, writable, _ = select.select([*sources, *links], [*sinks, *writers], [], 0.05)

@@ -1,103 +1,33 @@
-"""Programs that know nothing of sockstream at the other end of a raw address: netcat, socat, OpenSSL, Python, ucspi.
+"""Programs that know nothing of sockstream at the other end of a raw address: netcat, ncat, socat, OpenSSL, Python.
 
-Rules: each stranger runs as its users run it; where it says how a connection ended, it must say nothing of a reset. A
-stranger that cannot half-close (most do not, over TLS) has its input left open, and the program ends by itself.
+Rules: where a stranger says how a connection ended, it must say nothing of a reset. One that cannot half-close (most
+do not, over TLS) has its input left open until the program has ended by itself.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import socket
+import signal
 import subprocess
-import sys
-import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
-from certificates import make_authority
-from pexpect import EOF, fdpexpect, socket_pexpect
+from strangers import STRANGERS, meeting, running
 
+from certificates import make_authority
 from ends import shell
 from helper_program import AWKWARD, pattern
-from support import Running, helper, limit, wait_until
+from support import helper, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from support import Running
 
 DATA = AWKWARD + pattern(300_000)
-REPLY = pattern(200_000, 2) + AWKWARD
-PATIENCE = f"{limit(20):g}"  # how long socat waits for what comes after its own half-close
-
-# A socket client and server as a textbook has them: send all, half-close, read to the end.
-CLIENT = """
-import socket, sys
-with {how} as sock:
-    while data := sys.stdin.buffer.read1():
-        sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
-    while data := sock.recv(65536):
-        sys.stdout.buffer.write(data)
-"""
-DIALS = CLIENT.format(how="socket.create_connection(('127.0.0.1', {port}))")
-WAITS = CLIENT.format(how="socket.create_server(('127.0.0.1', 0)).accept()[0]")
-
-
-class Stranger(NamedTuple):
-    """A program with a socket, which passes its stdin to it and writes what comes from there to its stdout.
-
-    The command has {port}, {path}, {ca}, {cert} and {key} for what it needs.
-    """
-
-    scheme: str
-    command: tuple[str, ...]
-    waits: bool = False
-    half_closes: bool = True
-
-    def fill(self, **values: str) -> list[str]:
-        """Return the command with everything in its place; skips the test if there is no such program."""
-        if shutil.which(self.command[0]) is None:
-            pytest.skip(f"{self.command[0]} is not installed")
-        return [word.format(**values) for word in self.command]
-
-
-_S_CLIENT = ("openssl", "s_client", "-quiet", "-verify_return_error", "-CAfile", "{ca}", "-connect", "127.0.0.1:{port}")
-_S_SERVER = ("openssl", "s_server", "-quiet", "-naccept", "1", "-cert", "{cert}", "-key", "{key}", "-accept")
-_NCAT_TLS = ("--ssl-verify", "--ssl-trustfile", "{ca}", "--ssl-servername", "localhost", "127.0.0.1", "{port}")
-STRANGERS = {
-    "nc": Stranger("tcp", ("nc", "-N", "127.0.0.1", "{port}")),
-    "nc-unix": Stranger("unix", ("nc", "-N", "-U", "{path}")),
-    "nc-listen": Stranger("tcp", ("nc", "-N", "-l", "127.0.0.1", "0"), waits=True),
-    "nc-unix-listen": Stranger("unix", ("nc", "-N", "-lU", "{path}"), waits=True),
-    "ncat": Stranger("tcp", ("ncat", "127.0.0.1", "{port}")),
-    "ncat-unix": Stranger("unix", ("ncat", "-U", "{path}")),
-    "ncat-listen": Stranger("tcp", ("ncat", "-l", "127.0.0.1", "0"), waits=True),
-    "ncat-unix-listen": Stranger("unix", ("ncat", "-lU", "{path}"), waits=True),
-    "ncat-tls": Stranger("tls", ("ncat", "--ssl", *_NCAT_TLS), half_closes=False),
-    "ncat-tls-listen": Stranger(
-        "tls",
-        ("ncat", "-l", "--ssl", "--ssl-cert", "{cert}", "--ssl-key", "{key}", "127.0.0.1", "0"),
-        waits=True,
-        half_closes=False,
-    ),
-    "socat": Stranger("tcp", ("socat", "-t", PATIENCE, "STDIO", "TCP:127.0.0.1:{port}")),
-    "socat-unix": Stranger("unix", ("socat", "-t", PATIENCE, "STDIO", "UNIX-CONNECT:{path}")),
-    "socat-listen": Stranger("tcp", ("socat", "-t", PATIENCE, "STDIO", "TCP-LISTEN:0,bind=127.0.0.1"), waits=True),
-    "socat-unix-listen": Stranger("unix", ("socat", "-t", PATIENCE, "STDIO", "UNIX-LISTEN:{path}"), waits=True),
-    "socat-tls": Stranger("tls", ("socat", "-t", PATIENCE, "STDIO", "OPENSSL:127.0.0.1:{port},cafile={ca}")),
-    "socat-tls-listen": Stranger(
-        "tls",
-        ("socat", "-t", PATIENCE, "STDIO", "OPENSSL-LISTEN:0,bind=127.0.0.1,verify=0,cert={cert},key={key}"),
-        waits=True,
-    ),
-    "openssl": Stranger("tls", _S_CLIENT, half_closes=False),
-    "openssl-listen": Stranger("tls", (*_S_SERVER, "127.0.0.1:0"), waits=True, half_closes=False),
-    "python": Stranger("tcp", (sys.executable, "-c", DIALS)),
-    "python-listen": Stranger("tcp", (sys.executable, "-c", WAITS), waits=True),
-}
 HALF_CLOSING = [name for name, stranger in STRANGERS.items() if stranger.half_closes]
+# This one goes on until its input ends, so that our patience with it (5 s) has to.
+PATIENT = [pytest.param(name, marks=pytest.mark.slow) if name == "ncat-tls" else name for name in STRANGERS]
 
 
 @pytest.fixture(scope="module")
@@ -115,84 +45,114 @@ def data_file(tmp_path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def listening_port(pid: int) -> int | None:
-    """Return the TCP port of 127.0.0.1 that a process listens on, or None for now."""
-    owned = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):  # closed while we looked
-            owned.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, state, *rest = line.split()
-        if state == "0A" and f"socket:[{rest[5]}]" in owned:
-            return int(local.rpartition(":")[2], 16)
-    return None
-
-
-def wait_for_port(server: Running) -> int:
-    """Wait until a stranger listens on TCP and return its port."""
-    port: int = wait_until(lambda: listening_port(server.pid), 10, f"a listening {server}")
-    return port
-
-
-@contextlib.contextmanager
-def meeting(
-    name: str,
-    certificates: dict[str, str],
-    waits: tuple[str, ...],
-    dials: tuple[str, ...],
-    program: list[str],
-    stdin: int = subprocess.PIPE,
-) -> Iterator[tuple[Running, Running]]:
-    """Start a stranger, whose stdin may be a descriptor, and the command of ours that waits or dials, as it needs."""
-    stranger = STRANGERS[name]
-    path = os.path.join(os.environ["XDG_RUNTIME_DIR"], "meeting")
-    behind = ["--", *program] if program else []
-    if stranger.waits:
-        with Running(command=stranger.fill(path=path, **certificates), stdin=stdin) as other:
-            where = path if stranger.scheme == "unix" else f"127.0.0.1:{wait_for_port(other)}"
-            trust = ["--tls-ca", certificates["ca"]] if stranger.scheme == "tls" else []
-            with Running(dials[0], *trust, *dials[1:], f"{stranger.scheme}://{where}", *behind) as ours:
-                yield other, ours
-    else:
-        where = path if stranger.scheme == "unix" else "127.0.0.1:0"
-        proof = ["--tls-cert", certificates["cert"], "--tls-key", certificates["key"]]
-        options = proof if stranger.scheme == "tls" else []
-        with Running(*waits, *options, f"{stranger.scheme}://{where}", *behind) as ours:
-            port = ours.address.rpartition(":")[2]
-            with Running(command=stranger.fill(path=path, port=port, **certificates), stdin=stdin) as other:
-                yield other, ours
-
-
-def running(name: str, certificates: dict[str, str], script: str, stdin: int = subprocess.PIPE) -> ...:
-    """Let a stranger meet a shell script, by `serve --once` or `run`; yields both."""
-    return meeting(name, certificates, ("serve", "--once"), ("run", "--to"), shell(script), stdin)
-
-
 def ended_well(stranger: Running) -> None:
-    """Check that a stranger has ended, content, and never saw a reset."""
+    """Check that a stranger ends, content, at the latest when its input does, and never saw a reset."""
+    stranger.close_stdin()
     assert stranger.wait() == 0, f"{stranger}"
     for trouble in b"reset", b"errno", b"Broken pipe", b"Traceback":
         assert trouble not in stranger.stderr, f"{stranger}"
 
 
-# ---- a program, with a stranger as its viewer
+def end_input(name: str, stranger: Running) -> None:
+    """End a stranger's input, if it can pass that on and still listen; others see for themselves what has ended."""
+    if STRANGERS[name].half_closes:
+        stranger.close_stdin()
+
+
+# ---- a stranger as the viewer of a program
 
 
 @pytest.mark.parametrize("name", HALF_CLOSING)
 def test_all_goes_in_and_all_comes_out(name: str, certificates: dict[str, str], data_file: int) -> None:
     """The program gets what the stranger sends, and its end; what it writes after that arrives; its status is ours."""
-    with running(name, certificates, "cat; echo end; exit 5", data_file) as (stranger, ours):
+    with running(name, certificates, shell("cat; sleep 0.1; echo end; exit 5"), data_file) as (stranger, ours):
         ended_well(stranger)
         assert stranger.stdout == DATA + b"end\n"
         assert ours.wait() == 5
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", PATIENT)
 def test_a_stranger_talks_with_a_program(name: str, certificates: dict[str, str]) -> None:
-    """Lines go to and fro, live; the program ends the conversation while the stranger's input is open."""
-    with running(name, certificates, "while read -r a b; do echo $((a + b)); done; exit 5") as (stranger, ours):
-        for number in range(3):
-            stranger.write(b"%d 1000\n" % number)
-            stranger.wait_for_output(b"%d\n" % (number + 1000))
-        stranger.write(b"oops\n")
-        assert ours.wait() != 5
+    """Lines go to and fro, live; the program ends the conversation, and its status is ours."""
+    program = shell('while read -r line && [ "$line" != bye ]; do echo "you said $line"; done; exit 5')
+    with running(name, certificates, program) as (stranger, ours):
+        for word in b"one\n", b"two\n", b"three\n":
+            stranger.write(word)
+            stranger.wait_for_output(b"you said " + word)
+        stranger.write(b"bye\n")
+        end_input(name, stranger)
+        assert ours.wait() == 5
+        ended_well(stranger)
+        assert stranger.stdout == b"you said one\nyou said two\nyou said three\n"
+
+
+@pytest.mark.parametrize("name", PATIENT)
+def test_input_that_nobody_reads_makes_no_reset(name: str, certificates: dict[str, str]) -> None:
+    """A program that ends with most of its input unread: the stranger has the whole answer and an orderly end."""
+    with running(name, certificates, shell("read -r line; echo $line; exit 5")) as (stranger, ours):
+        stranger.write(b"answer\n" + pattern(60_000))  # no more than a pipe holds: it may never be read
+        end_input(name, stranger)
+        assert ours.wait() == 5
+        ended_well(stranger)
+        assert stranger.stdout == b"answer\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_lot_of_output_comes_whole(name: str, certificates: dict[str, str]) -> None:
+    """8 MB, then the end of file; a stranger that ended its own input at the start gets all the same."""
+    with running(name, certificates, helper("burst", 8 << 20)) as (stranger, ours):
+        end_input(name, stranger)
+        assert ours.wait() == 0
+        ended_well(stranger)
+        assert stranger.stdout == pattern(8 << 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nc", "ncat-unix", "socat-tls", "python-listen"])
+def test_a_half_closed_stranger_may_wait(name: str, certificates: dict[str, str]) -> None:
+    """Output that comes seconds after the stranger's end of file still arrives: half-closed is not gone."""
+    with running(name, certificates, shell("cat; sleep 3; echo late"), subprocess.DEVNULL) as (stranger, ours):
+        ended_well(stranger)
+        assert stranger.stdout == b"late\n"
+        assert ours.wait() == 0
+
+
+# ---- a stranger in the program's place
+
+
+@pytest.mark.parametrize("name", [name for name in STRANGERS if name != "ncat-tls"])
+def test_a_viewer_end_talks_with_a_stranger(name: str, certificates: dict[str, str]) -> None:
+    """`connect` and `listen --once` pass on what both say, live, and the end of our input; our status is 0."""
+    with meeting(name, certificates, ("listen", "--once"), ("connect",), []) as (stranger, ours):
+        stranger.write(b"greeting\n")
+        ours.wait_for_output(b"greeting\n")
+        ours.write(DATA)
+        wait_until(lambda: stranger.stdout == DATA, 10, f"all that was said; there is {stranger}")
+        ours.close_stdin()
+        end_input(name, stranger)
+        assert ours.wait() == 0, f"{ours}"
+        ended_well(stranger)
+        assert (ours.stdout, stranger.stdout) == (b"greeting\n", DATA)
+
+
+@pytest.mark.parametrize("name", HALF_CLOSING)
+def test_a_viewer_end_gets_all_that_a_stranger_has(name: str, certificates: dict[str, str], data_file: int) -> None:
+    """What a stranger sends before its end of file is our whole output, while our own input is open; status 0."""
+    with meeting(name, certificates, ("listen", "--once"), ("connect",), [], data_file) as (stranger, ours):
+        assert ours.wait() == 0, f"{ours}"
+        ended_well(stranger)
+        assert ours.stdout == DATA
+
+
+@pytest.mark.parametrize("way", ["listen", "serve"])
+def test_a_tls_stranger_without_close_notify_was_cut(way: str, certificates: dict[str, str]) -> None:
+    """ncat ends its input by closing the socket alone, as an attacker could: that is said and is no end of file."""
+    command = (way, "--once", "-v")
+    with meeting("ncat-tls", certificates, command, (), shell("cat") if way == "serve" else []) as (stranger, ours):
+        stranger.write(b"greeting\n")
+        (ours if way == "listen" else stranger).wait_for_output(b"greeting\n")
+        stranger.close_stdin()
+        assert ours.wait() == (125 if way == "listen" else 128 + signal.SIGHUP)
+        assert b"without the other end's close_notify" in ours.stderr
+        assert stranger.wait() in (0, 1)

@@ -86,4 +86,4 @@ complete -c sockstream -n '__sockstream_in token' -l set -d 'read a token from s
 complete -c sockstream -n '__sockstream_in token' -l replace -d 'with --set: also in place of another one'
 complete -c sockstream -n '__sockstream_in token' -l token-file -r -F -d 'this file in place of the user'"'"'s own'
 complete -c sockstream -n '__sockstream_in demo' -s h -l help -d 'show this help message and exit'
-complete -c sockstream -n '__sockstream_in demo' -l seconds -x -d 'about how long (4; at most 8)'
+complete -c sockstream -n '__sockstream_in demo' -l seconds -x -d 'about how long (4; at most 6)'
