@@ -80,12 +80,14 @@ def received(peer: socket.socket) -> bytes:
 @over(SESSIONS)
 def test_a_program_that_closes_stdin_stops_the_writer(way: str, kind: str) -> None:
     """Whoever writes to the viewer's stdin gets a closed pipe, and the program goes on undisturbed."""
-    with ends(way, kind, shell("exec <&-; echo closed; sleep 0.5; exit 4")) as (viewer, end):
-        viewer.wait_for_output(b"closed\n")
+    with ends(way, kind, shell(f"exec <&-; trap 'exit 4' TERM; {WAITS}")) as (viewer, end):
+        viewer.wait_for_output(b"ready\n")
         with pytest.raises(BrokenPipeError):
-            for _ in range(1000):
+            for _ in range(5000):
                 viewer.write(b"x" * 1000)
                 time.sleep(0.002)
+        assert viewer.process.poll() is None
+        end.process.send_signal(signal.SIGTERM)
         assert (viewer.wait(), end.wait()) == (4, 4)
 
 
@@ -164,12 +166,10 @@ def test_a_full_disk_with_an_end_in_sight_is_125_too() -> None:
 @over(["sock", "tcp"])
 def test_a_grandchild_holding_stdout_is_not_waited_for_long(way: str, kind: str) -> None:
     """When only a grandchild holds the outputs, all ends 5 s after the last byte, with a line; it is ended."""
-    with ends(way, kind, helper("grandchild", 600)) as (viewer, end):
-        group = program_of(end)
+    with ends(way, kind, shell("sleep 600 & echo $$")) as (viewer, end):
         assert (viewer.wait(), end.wait()) == (0, 0)
-        assert viewer.stdout.startswith(b"parent ")
         assert b"left a process behind that holds its output" in end.stderr
-        gone(group, 1)
+        gone(int(viewer.stdout), 1)
 
 
 @pytest.mark.parametrize("kind", ["sock", "tcp"])
@@ -183,10 +183,9 @@ def test_a_grandchild_that_finishes_is_heard_to_its_end(kind: str) -> None:
 @over(["sock", "tcp"])
 def test_a_grandchild_without_our_pipes_is_ended(way: str, kind: str) -> None:
     """What the program leaves in its group is ended when the program has, at once if it does not object."""
-    with ends(way, kind, helper("grandchild-silent", 600)) as (viewer, end):
-        group = program_of(end)
+    with ends(way, kind, shell("sleep 600 <&- >&- 2>&- & echo $$")) as (viewer, end):
         assert (viewer.wait(), end.wait()) == (0, 0)
-        gone(group, 1)
+        gone(int(viewer.stdout), 1)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ The tests that hold for `serve` with `connect` as well run over both.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -301,27 +302,34 @@ def test_timestamps_stand_before_the_name() -> None:
         assert re.fullmatch(rb"(\d\d:\d\d:\d\d\.\d{3} t\| (one|two)\n){2}", viewer.stdout)
 
 
+HALVES = """
+import os, sys, time
+for number in range(1000):
+    os.write(1, b"%s %d " % (sys.argv[1].encode(), number))
+    time.sleep(0.0002)
+    os.write(1, b"x" * (number % 200) + b"z\\n")
+"""
+
+
 @pytest.mark.parametrize("kind", ["sock", "tcp"])
 def test_lines_of_several_programs_never_mix(kind: str) -> None:
-    """Four programs write 3,000 lines each at once, in pieces: every line is whole, and each program's in order."""
-    script = "import sys\nfor n in range(3000):\n    print(sys.argv[1], n, 'x' * (n % 200), end='z\\n')\n"
-    with Running("listen", waiting_address(kind), **null()) as viewer:
-        options = {"env": {**os.environ, "PYTHONUNBUFFERED": ""}}  # so a line comes in two pieces now and then
-        ends_of_them = [
-            attached(viewer, "--", sys.executable, "-c", script, f"program{number}", **options) for number in range(4)
-        ]
-        for end in ends_of_them:
-            with end:
-                assert end.wait() == 0
-        wait_until(lambda: viewer.stdout.count(b"z\n") == 12_000, 10, "12,000 lines")
-        seen: dict[bytes, int] = {}
-        for line in viewer.stdout.splitlines():
-            match = re.fullmatch(rb"[^|]+\| (program\d) (\d+) (x*)z", line)
-            assert match is not None, line
-            number = int(match[2])
-            assert number == seen.get(match[1], -1) + 1
-            assert len(match[3]) == number % 200
-            seen[match[1]] = number
+    """Four programs write 1,000 lines each at once, each line in two pieces: nearly every one comes whole, in order.
+
+    Not all, because a line that stands unfinished for 0.1 s is shown as it is, which happens on a busy machine.
+    """
+    with Running("listen", waiting_address(kind), **null()) as viewer, contextlib.ExitStack() as stack:
+        programs = [[sys.executable, "-c", HALVES, f"program{number}"] for number in range(4)]
+        several = [stack.enter_context(attached(viewer, "--", *program)) for program in programs]
+        for end in several:
+            assert end.wait() == 0
+        wait_until(lambda: viewer.stdout.count(b"z\n") == 4000, 10, "4,000 lines")
+        whole = [re.fullmatch(rb"[^|]+\| (program\d) (\d+) (x*)z", line) for line in viewer.stdout.splitlines()]
+        seen: dict[bytes, list[int]] = {}
+        for match in filter(None, whole):
+            assert len(match[3]) == int(match[2]) % 200
+            seen.setdefault(match[1], []).append(int(match[2]))
+        assert sum(map(len, seen.values())) > 3960
+        assert all(numbers == sorted(set(numbers)) for numbers in seen.values())
 
 
 # ---- the four ways to redirect: output only, input only, both, dialling and waiting

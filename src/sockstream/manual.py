@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
-    from .cli import Command
+    from .options import Command
 
     Commands = Mapping[str, Command]
 

@@ -128,7 +128,8 @@ class TlsLayer:
         self._delivering = False
         self._socket_ended = False
         self._ended = False  # nothing can come behind what has been decrypted: close_notify, or an error
-        self._error: SockstreamError | None = None
+        self._failed = False
+        self._error: SockstreamError | None = None  # for whoever is told of the end
         self._end_told = False
         self._closed = False  # our close_notify is written
         self._shake_hands()
@@ -138,7 +139,7 @@ class TlsLayer:
     def wants_read(self) -> bool:
         """Whether to receive: always during the handshake, then while the inner core keeps up."""
         if self.core is None:
-            return self._error is None
+            return not self._failed
         return not self._ended and not self._more and self.core.wants_read()
 
     def get_buffer(self, hint: int) -> memoryview:
@@ -202,8 +203,9 @@ class TlsLayer:
 
     def _tell_end(self, core: Core, now: float) -> None:
         self._end_told = True
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None  # what is raised and kept would keep this layer until it is collected
+        if error is not None:
+            raise error
         core.eof_received(now)
         self._call_on_data()
 
@@ -253,10 +255,10 @@ class TlsLayer:
             count = 0
         except ssl.SSLEOFError as error:
             if self._strict_eof:
-                self._fail(ConnectionLost(_CUT), error)
+                self._error = self._fail(ConnectionLost(_CUT), error)
             count = 0
         except ssl.SSLError as error:
-            self._fail(ConnectionLost(f"the TLS connection broke: {_reason(error)}"), error)
+            self._error = self._fail(ConnectionLost(f"the TLS connection broke: {_reason(error)}"), error)
             count = 0
         if not count:
             self._more = False
@@ -280,7 +282,7 @@ class TlsLayer:
 
     def _fail(self, error: SockstreamError, cause: Exception | None = None) -> SockstreamError:
         error.__cause__ = cause
-        self._error = error
+        self._failed = True
         return error
 
     # ---- sending
@@ -291,7 +293,7 @@ class TlsLayer:
         Raises ConnectionLost if TLS breaks.
         """
         if not self._out:
-            if self.core is not None and self._error is None:
+            if self.core is not None and not self._failed:
                 self._encrypt(self.core, now)
             if self._outgoing.pending:
                 self._out.append(self._outgoing.read())

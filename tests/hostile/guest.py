@@ -14,8 +14,8 @@ import ssl
 import time
 from typing import TYPE_CHECKING
 
-from hostile.victim import TOKEN, Victim, dial
-from sockstream import auth, records
+from hostile.victim import TOKEN, Victim, dial, send_all
+from sockstream import auth
 from sockstream.address import parse
 from sockstream.handshake import Handshake
 from sockstream.link import Link, LinkState
@@ -28,6 +28,7 @@ from support import limit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+HELLO_SIZE = 49  # with its preamble
 GOOD_NEWS = Status(How.EXITED, 0)
 
 
@@ -54,6 +55,20 @@ def dial_link(where: str, source: str | None = None, *, tls: bool | None = None)
         sock.close()
         raise
     return wrapped, hashlib.sha256(wrapped.getpeercert(True) or b"").digest()
+
+
+def prove(sock: socket.socket, binding: bytes, token: bytes = TOKEN, *behind: bytes) -> None:
+    """Carry a handshake as far as a client's proof of a token, and send that, perhaps with something right behind it."""
+    key, nonce = auth.key_from_token(token), os.urandom(auth.NONCE_SIZE)
+    client = Handshake(dials=True, key=key, binding=binding, nonce=nonce)
+    sock.sendall(bytes(client.output))
+    client.output.clear()
+    answer = b""
+    while len(answer) < HELLO_SIZE:
+        answer += sock.recv(HELLO_SIZE - len(answer))
+    client.receive(answer[:16])
+    client.receive(answer[16:])
+    send_all(sock, bytes(client.output) + b"".join(behind))
 
 
 class Guest:
@@ -186,6 +201,3 @@ def good_client(victim: Victim, *, seconds: float = 1, tls: bool | None = None) 
         took = time.monotonic() - started
         guest.end()
     assert took < limit(seconds), f"a good client waited {took:.2f} s"
-
-
-__all__ = ["GOOD_NEWS", "Guest", "client_context", "dial_link", "frame", "good_client", "kind_for", "records"]

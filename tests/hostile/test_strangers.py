@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import random
 import socket
 import ssl
@@ -16,10 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hostile.guest import client_context, dial_link, good_client
+from hostile.guest import client_context, dial_link, good_client, prove
 from hostile.victim import SCHEMES, TOKEN, WAITING, Victim, dial, own_source, read_to_end, send_all, waiting_address
-from sockstream import auth
-from sockstream.handshake import MAGIC, Handshake
+from sockstream.handshake import MAGIC
 from support import limit
 
 if TYPE_CHECKING:
@@ -133,21 +131,6 @@ def test_bytes_of_another_protocol_get_no_answer(victim: Victim, data: bytes) ->
             victim.wait_for_line_about(source)
 
 
-def proof(sock: socket.socket, binding: bytes, token: bytes, *behind: bytes) -> bytes:
-    """Carry a handshake as far as the client's proof with a token; send that, and return what comes then."""
-    key = auth.key_from_token(token)
-    client = Handshake(dials=True, key=key, binding=binding, nonce=os.urandom(32))
-    sock.sendall(bytes(client.output))
-    client.output.clear()
-    answer = b""
-    while len(answer) < len(hello()):
-        answer += sock.recv(65536)
-    client.receive(answer[:16])
-    client.receive(answer[16:])
-    send_all(sock, bytes(client.output) + b"".join(behind))
-    return read_to_end(sock)
-
-
 def says(data: bytes) -> Callable[[socket.socket, bytes], bytes]:
     """Return an attack that says something, and returns the answer."""
 
@@ -160,12 +143,18 @@ def says(data: bytes) -> Callable[[socket.socket, bytes], bytes]:
 
 def with_token(token: bytes, *behind: bytes) -> Callable[[socket.socket, bytes], bytes]:
     """Return an attack that proves a token, perhaps with something right behind the proof."""
-    return lambda sock, binding: proof(sock, binding, token, *behind)
+
+    def attack(sock: socket.socket, binding: bytes) -> bytes:
+        prove(sock, binding, token, *behind)
+        return read_to_end(sock)
+
+    return attack
 
 
 def of_another_address(sock: socket.socket, binding: bytes) -> bytes:
     """Prove the right token for another link."""
-    return proof(sock, binding[::-1], TOKEN)
+    prove(sock, binding[::-1])
+    return read_to_end(sock)
 
 
 # What is done, what may come back (in full), and what the log says. A reset may destroy an answer.
