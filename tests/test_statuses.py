@@ -164,6 +164,17 @@ def test_connect_against_listen_names_the_right_call() -> None:
         assert b"start one with sockstream run" in viewer.stderr
 
 
+def test_listen_once_shows_one_program() -> None:
+    """A second program is refused (125) while `listen --once` shows the first, which goes on undisturbed."""
+    with ends("run", "sock", shell("echo ready; read line; exit 3")) as (viewer, end):
+        viewer.wait_for_output(b"ready\n")
+        with Running("run", "--to", viewer.address, "--", "true") as second:
+            assert second.wait() == 125
+            assert b"this viewer shows one program only (--once)" in second.stderr
+        viewer.write(b"\n")
+        assert (viewer.wait(), end.wait()) == (3, 3)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_wrong_token_is_final(way: str) -> None:
     """The dialling end says that the token is wrong and ends with 125 at once, whatever --wait says."""

@@ -105,7 +105,9 @@ class Link:
     def eof_received(self, now: float) -> None:
         """The peer has closed: for a session that is a broken link, unless it was over."""
         if not self._is_over():
-            raise ConnectionLost("the other end closed the connection")
+            silent = self.session is not None and self.state is LinkState.HANDSHAKE and not self._before_proof
+            hint = ": does it speak sock:// there, or sock+tls:// or something else?" if silent else ""
+            raise ConnectionLost(f"the other end closed the connection{hint}")
 
     def _shake_hands(self) -> None:
         handshake = self._handshake

@@ -121,10 +121,12 @@ class ProgramEnd:
 
     def begin(self) -> None:
         """There is a peer: start the program."""
+        driver = self.endpoint.driver
+        if driver is None:  # a raw one that has gone again: another is dialled, or nobody is there to run it for
+            return
         self.opened = True
         if isinstance(self.session, RawStream):
-            if self.endpoint.driver is not None:
-                self.endpoint.driver.reads_on = False  # nobody is there any more to run the program for
+            driver.reads_on = False  # nobody is there any more to run the program for
             self.session.begin()
             self.endpoint.flush_soon()
         job, only = self.job, self.job.only
@@ -303,8 +305,10 @@ class ProgramEnd:
     def on_link_lost(self, error: SockstreamError | None) -> None:
         """The connection is over: for a session that is not, wait for another one; a raw peer is gone."""
         session = self.session
-        if isinstance(session, RawStream):
+        if isinstance(session, RawStream) and self.opened:
             self._give_up(None if self._drained else error)
+        elif isinstance(session, RawStream):
+            self._on_broken(error)
         elif session.state is State.OVER:
             self._link_over = True
             self._maybe_done()

@@ -66,6 +66,8 @@ class Viewing:
 
     def begin(self) -> None:
         """A raw peer is there, or a session is."""
+        if self.endpoint.driver is None:  # a raw one that has gone again
+            return
         self.opened = True
         if isinstance(self.session, RawStream):
             self.session.begin()
@@ -156,7 +158,9 @@ class Viewing:
     def on_link_lost(self, error: SockstreamError | None) -> None:
         """The connection is over: orderly, or a new one is wanted."""
         session = self.session
-        if isinstance(session, RawStream):
+        if isinstance(session, RawStream) and not self.opened:
+            self._on_broken(error)
+        elif isinstance(session, RawStream):
             if self._status is None and not self.left:
                 self.notices.error(f"{self._shown()}broken off: {error}")
             self._finish(self._status)

@@ -58,7 +58,7 @@ def dial_link(where: str, source: str | None = None, *, tls: bool | None = None)
 
 
 def prove(sock: socket.socket, binding: bytes, token: bytes = TOKEN, *behind: bytes) -> None:
-    """Carry a handshake as far as a client's proof of a token, and send that, perhaps with something right behind it."""
+    """Carry a handshake as far as a client's proof of a token, and send that, with something right behind it."""
     key, nonce = auth.key_from_token(token), os.urandom(auth.NONCE_SIZE)
     client = Handshake(dials=True, key=key, binding=binding, nonce=nonce)
     sock.sendall(bytes(client.output))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import random
 import socket
 import ssl
@@ -36,12 +37,10 @@ BROWSER = (
 
 
 # `listen` and `serve` share what refuses, so the whole of both is for the full suite.
+QUICK = {("serve", "sock"), ("serve", "sock+tls"), ("serve", "sock+unix"), ("listen", "sock")}
 VICTIMS = [
-    pytest.param(
-        (name, scheme), id=f"{name}-{scheme}", marks=[pytest.mark.slow] * (name == "listen" != scheme != "sock")
-    )
-    for name in WAITING
-    for scheme in SCHEMES
+    pytest.param(pair, id="-".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
+    for pair in itertools.product(WAITING, SCHEMES)
 ]
 TCP_VICTIMS = [victim for victim in VICTIMS if "+unix" not in str(victim.id)]
 
@@ -180,7 +179,7 @@ FALSE_MEMBERS = {
 
 def without_nonce(answer: bytes) -> bytes:
     """Put zeros in place of the server's nonce, which is random, where there is one."""
-    return answer if answer[16:17] != b"\2" else answer[:17] + bytes(32) + answer[49:]
+    return answer[:17] + bytes(32) + answer[49:] if answer.startswith(PREAMBLE + b"\2") else answer
 
 
 @pytest.mark.parametrize(("attack", "wanted", "reason"), FALSE_MEMBERS.values(), ids=FALSE_MEMBERS)
@@ -194,9 +193,8 @@ def test_false_members_get_what_the_protocol_allows(
             sock, binding = dial_link(victim.address, source, tls=tls)
             with sock:
                 answer = without_nonce(attack(sock, binding))
-                assert (
-                    answer in wanted if wanted else len(answer) <= 32
-                )  # the server's proof, for one who owns the token
+                # Who owns the token gets the server's proof, whatever he has put behind his own.
+                assert answer in wanted if wanted else len(answer) <= 32, answer
                 good_client(victim, tls=tls)
         if source is not None:
             assert reason in victim.wait_for_line_about(source)

@@ -27,7 +27,7 @@ from pair import STATUS, peer
 from sockstream import records
 from sockstream.records import Kind
 from sockstream.session import Session
-from support import Running, helper
+from support import Running, helper, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,6 +106,14 @@ def ends(
         yield viewer, end
 
 
+def check_status(viewer: Running, end: Running, status: int) -> None:
+    """Both ends end with this status."""
+    both = (viewer.process, end.process)
+    with contextlib.suppress(AssertionError):  # the one below says more
+        wait_until(lambda: None not in [each.poll() for each in both], 40, "both ends")
+    assert [each.poll() for each in both] == [status, status], f"{viewer}\n{end}"
+
+
 def check_exchange(tmp_path: Path, way: str, kind: str, cuts: Sequence[int], size: int = SIZE) -> None:
     """Send bytes through a program that writes them to both outputs; all arrive, and so does status 7."""
     data = pattern(size, seed=size)
@@ -114,7 +122,7 @@ def check_exchange(tmp_path: Path, way: str, kind: str, cuts: Sequence[int], siz
         open(tmp_path / "input", "rb") as file,
         ends(tmp_path, way, kind, BOTH_AND_SEVEN, cuts=cuts, viewer_stdio={"stdin": file}) as (viewer, end),
     ):
-        assert (viewer.wait(60), end.wait(60)) == (7, 7), f"{viewer} {end}"
+        check_status(viewer, end, 7)
         assert viewer.stdout == data
         assert OWN_WORDS.sub(b"", viewer.stderr) == data
         ours = viewer if way in VIEWERS else end
@@ -153,7 +161,7 @@ def check_short(tmp_path: Path, way: str, cuts: Sequence[int]) -> None:
     """Run a program that says little through broken links; nothing is lost, and its status is known at both ends."""
     program = shell("echo out; echo err >&2; exit 7")
     with ends(tmp_path, way, "sock", program, cuts=cuts, viewer_stdio={"stdin": subprocess.DEVNULL}) as (viewer, end):
-        assert (viewer.wait(60), end.wait(60)) == (7, 7), f"{cuts} {viewer} {end}"
+        check_status(viewer, end, 7)
         assert (viewer.stdout, OWN_WORDS.sub(b"", viewer.stderr)) == (b"out\n", b"err\n")
 
 
@@ -175,7 +183,7 @@ def test_a_cut_anywhere(tmp_path: Path, way: str) -> None:
 def test_a_program_that_dies_of_a_signal(tmp_path: Path, way: str) -> None:
     """Both ends end with 128 + 15 when SIGTERM ends the program, also through a broken link."""
     with ends(tmp_path, way, "sock", shell("kill -TERM $$"), cuts=[1]) as (viewer, end):
-        assert (viewer.wait(), end.wait()) == (143, 143), f"{viewer} {end}"
+        check_status(viewer, end, 143)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,7 @@ def test_a_signal_at_the_viewer_reaches_the_program(tmp_path: Path, way: str, nu
     with ends(tmp_path, way, "sock", shell("echo ready; exec sleep 60")) as (viewer, end):
         viewer.wait_for_output(b"ready\n")
         viewer.process.send_signal(number)
-        assert (viewer.wait(), end.wait()) == (128 + number, 128 + number), f"{viewer} {end}"
+        check_status(viewer, end, 128 + number)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -198,7 +206,7 @@ def test_each_line_arrives_at_once(tmp_path: Path, way: str) -> None:
             viewer.write(line)
             viewer.wait_for_output(b"got " + line)
         viewer.close_stdin()
-        assert (viewer.wait(), end.wait()) == (0, 0)
+        check_status(viewer, end, 0)
         assert viewer.stdout == b"got one\ngot two\n"
 
 
@@ -216,7 +224,7 @@ def test_a_closed_output_stops_the_program(tmp_path: Path, way: str, cuts: Seque
         os.close(writing)
         assert output.read(1_000_000) == pattern(1_000_000)
         output.close()
-        assert (viewer.wait(), end.wait()) == (141, 141), f"{viewer} {end}"
+        check_status(viewer, end, 141)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -227,7 +235,7 @@ def test_a_program_that_wants_no_input(tmp_path: Path, way: str) -> None:
         open(tmp_path / "input", "rb") as file,
         ends(tmp_path, way, "sock", shell("exec <&-; echo done"), viewer_stdio={"stdin": file}) as (viewer, end),
     ):
-        assert (viewer.wait(), end.wait()) == (0, 0), f"{viewer} {end}"
+        check_status(viewer, end, 0)
         assert viewer.stdout == b"done\n"
 
 
@@ -339,5 +347,5 @@ def test_two_of_its_kind_talk(tmp_path: Path) -> None:
     with independent(tmp_path, "viewer", "--wait", address, cuts=CUTS[:3], stdin=subprocess.DEVNULL) as viewer:
         to = address_of(viewer, address)
         with independent(tmp_path, "program", "--dial", to, "--", *helper("both", SIZE), cuts=CUTS[1:]) as program:
-            assert (viewer.wait(60), program.wait(60)) == (0, 0), f"{viewer} {program}"
+            check_status(viewer, program, 0)
         assert (viewer.stdout, OWN_WORDS.sub(b"", viewer.stderr)) == (pattern(SIZE, 1), pattern(SIZE, 2))

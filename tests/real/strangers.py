@@ -24,15 +24,20 @@ PATIENCE = f"{limit(20):g}"  # how long socat waits for what comes after its own
 
 # A socket client and server as a textbook has them: one thread sends and half-closes, the other reads to the end.
 TALKER = """
-import os, socket, sys, threading
+import os, socket, threading
 def send():
-    while data := os.read(0, 65536):
-        sock.sendall(data)
-    sock.shutdown(socket.SHUT_WR)
+    try:
+        while data := os.read(0, 65536):
+            sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+    except OSError:
+        os._exit(9)
 with {how} as sock:
-    threading.Thread(target=send, daemon=True).start()
+    sender = threading.Thread(target=send)
+    sender.start()
     while data := sock.recv(65536):
         os.write(1, data)
+    sender.join()
 """
 DIALS = TALKER.format(how="socket.create_connection(('127.0.0.1', {port}))")
 WAITS = TALKER.format(how="socket.create_server(('127.0.0.1', 0)).accept()[0]")
@@ -107,7 +112,7 @@ def listening_port(pid: int) -> int | None:
 
 def wait_for_port(server: Running) -> int:
     """Wait until a stranger listens on TCP and return its port."""
-    port: int = wait_until(lambda: listening_port(server.pid), 10, f"a listening {server}")
+    port: int = wait_until(lambda: listening_port(server.pid), 10, f"a listening {server.process.args!r}")
     return port
 
 

@@ -9,6 +9,7 @@ integers up to 2^64-1.
 
 --check writes nothing and exits with 1 when a file differs from what would be written.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -83,17 +84,26 @@ def handshake_vectors() -> list[dict[str, object]]:
     return [
         vector("client preamble and HELLO", CLIENT, role=1, nonce=nonces[0], rest=b"", flags=0),
         vector("server preamble and HELLO", SERVER, role=2, nonce=nonces[1], rest=b"", flags=0),
-        vector("client HELLO with a rest and unknown flags",
-               preamble(46, flags=0x8001) + hello(1, nonces[0], rest),
-               role=1, nonce=nonces[0], rest=rest, flags=0x8001),
+        vector(
+            "client HELLO with a rest and unknown flags",
+            preamble(46, flags=0x8001) + hello(1, nonces[0], rest),
+            role=1,
+            nonce=nonces[0],
+            rest=rest,
+            flags=0x8001,
+        ),
         vector("preamble of a client of version 2", preamble(33, major=2), major=2, hello_length=33),
         vector("a server's answer to another version", preamble(0), major=1, hello_length=0),
     ]
 
 
 def key_vectors() -> list[dict[str, object]]:
-    tokens = {"token of 32 bytes": TOKEN, "passphrase": b"correct horse battery staple",
-              "passphrase in UTF-8": "gr\u00fcn \u03bb".encode(), "passphrase of 31 bytes": b"x" * 31}
+    tokens = {
+        "token of 32 bytes": TOKEN,
+        "passphrase": b"correct horse battery staple",
+        "passphrase in UTF-8": "gr\u00fcn \u03bb".encode(),
+        "passphrase of 31 bytes": b"x" * 31,
+    }
     return [vector(name, stretch(token), token=token) for name, token in tokens.items()]
 
 
@@ -108,8 +118,9 @@ def binding_vectors() -> list[dict[str, object]]:
     return [
         vector("TLS", BINDINGS["tls"], certificate=CERTIFICATE),
         vector("TCP over IPv4", BINDINGS["tcp4"], address="127.0.0.1", port=7001),
-        vector("TCP over IPv4, seen as ::ffff:192.0.2.7", tcp_binding(V4_ON_V6, 65535),
-               address="192.0.2.7", port=65535),
+        vector(
+            "TCP over IPv4, seen as ::ffff:192.0.2.7", tcp_binding(V4_ON_V6, 65535), address="192.0.2.7", port=65535
+        ),
         vector("TCP over IPv6", tcp_binding(V6, 443), address="2001:db8::1", port=443),
         vector("TCP over IPv6 loopback", tcp_binding(loopback6, 7001), address="::1", port=7001),
         vector("Unix", BINDINGS["unix"]),
@@ -154,9 +165,18 @@ def frame_vectors() -> list[dict[str, object]]:
         ("PONG", PONG, 0, 0, 0x0123456789ABCDEF, b""),
         ("GOAWAY", GOAWAY, 0, 0, 0, b"\6"),
     ]
-    return [vector(name, frame(kind, flags, channel, number, payload),
-                   type=kind, flags=flags, channel=channel, number=number, payload=payload)
-            for name, kind, flags, channel, number, payload in cases]
+    return [
+        vector(
+            name,
+            frame(kind, flags, channel, number, payload),
+            type=kind,
+            flags=flags,
+            channel=channel,
+            number=number,
+            payload=payload,
+        )
+        for name, kind, flags, channel, number, payload in cases
+    ]
 
 
 def open_payload(fields: list[tuple[int, bytes]]) -> bytes:
@@ -177,23 +197,55 @@ def open_vectors() -> list[dict[str, object]]:
         "minimal, program": [(1, session), (2, b"\x02")],
         "minimal, viewer": [(1, session), (2, b"\x03")],
         "full program": [
-            (1, session), (2, b"\x02"), want(0, 0), want(1, 123_456), (4, b"sockstream 1.0"), (8, b"\x14"),
-            u64(9, 3_600_000), (10, b"python"), (10, b"-c"), (10, b"print(1)"), (11, "gr\u00fcn".encode()),
-            (12, b"host.example"), (14, b"\x01")],
+            (1, session),
+            (2, b"\x02"),
+            want(0, 0),
+            want(1, 123_456),
+            (4, b"sockstream 1.0"),
+            (8, b"\x14"),
+            u64(9, 3_600_000),
+            (10, b"python"),
+            (10, b"-c"),
+            (10, b"print(1)"),
+            (11, "gr\u00fcn".encode()),
+            (12, b"host.example"),
+            (14, b"\x01"),
+        ],
         "full viewer with wants": [
-            (1, session), (2, b"\x03"), want(0, 58), want(2, 2**33), want(3, 0), want(4, 17),
-            (4, b"sockstream 1.0"), u64(6, 2**26), u64(7, 2**30), (8, b"\x18"), u64(9, OLDEST),
-            (11, b"terminal"), (12, b"host.example"), (13, b"\x01"), (15, struct.pack("<HH", 24, 80))],
+            (1, session),
+            (2, b"\x03"),
+            want(0, 58),
+            want(2, 2**33),
+            want(3, 0),
+            want(4, 17),
+            (4, b"sockstream 1.0"),
+            u64(6, 2**26),
+            u64(7, 2**30),
+            (8, b"\x18"),
+            u64(9, OLDEST),
+            (11, b"terminal"),
+            (12, b"host.example"),
+            (13, b"\x01"),
+            (15, struct.pack("<HH", 24, 80)),
+        ],
         "viewer that adopts": [(1, session), (2, b"\x03"), *(want(channel, OLDEST) for channel in (0, 2, 3))],
         "objects": [
-            (1, session), (2, b"\x01"), want(4, 0), (5, bytes([3, 11, 7])), u64(6, 2**20), u64(7, 2**40),
-            (8, b"\x10"), u64(9, 0)],
-        "repeated and empty arguments": [
-            (1, session), (2, b"\x02"), (10, b"a"), (10, b""), (10, b"a"), (10, b"\xff")],
+            (1, session),
+            (2, b"\x01"),
+            want(4, 0),
+            (5, bytes([3, 11, 7])),
+            u64(6, 2**20),
+            u64(7, 2**40),
+            (8, b"\x10"),
+            u64(9, 0),
+        ],
+        "repeated and empty arguments": [(1, session), (2, b"\x02"), (10, b"a"), (10, b""), (10, b"a"), (10, b"\xff")],
         "unknown tags, also twice": [(999, b"?"), (1, session), (999, b""), (2, b"\x02")],
     }
-    return [vector(name, open_payload(fields), fields=[[tag, value.hex()] for tag, value in fields])
-            for name, fields in cases.items()]
+    return [
+        vector(name, open_payload(fields), fields=[[tag, value.hex()] for tag, value in fields])
+        for name, fields in cases.items()
+    ]
 
 
 # Sections 5 and 6
@@ -225,8 +277,10 @@ def record_vectors() -> list[dict[str, object]]:
     found = [
         vector("STARTED", started(4242), kind=STARTED, pid=4242),
         vector("SIGNAL", bytes([SIGNAL]) + b"SIGINT", kind=SIGNAL, signal="SIGINT"),
-        *(vector(f"WINSIZE {size}", struct.pack("<BHHHH", WINSIZE, *size), kind=WINSIZE, size=size)
-          for size in ([24, 80, 640, 480], [50, 132, 0, 0])),
+        *(
+            vector(f"WINSIZE {size}", struct.pack("<BHHHH", WINSIZE, *size), kind=WINSIZE, size=size)
+            for size in ([24, 80, 640, 480], [50, 132, 0, 0])
+        ),
         vector("an unknown kind", b"\xc8?", kind=200),
     ]
     for name, state in STATES.items():
@@ -259,8 +313,10 @@ def descriptor_vectors() -> list[dict[str, object]]:
         "a pickle with two buffers": (4, 120, [(1_000_000, 0), (2**33, 1)]),
         "a pickle by value": (5, 2**20, [(0, 1)]),
     }
-    return [vector(name, descriptor(*case), **dict(zip(("codec", "body", "buffers"), case, strict=True)))
-            for name, case in cases.items()]
+    return [
+        vector(name, descriptor(*case), **dict(zip(("codec", "body", "buffers"), case, strict=True)))
+        for name, case in cases.items()
+    ]
 
 
 # One session: a program prints "hello\n" and exits with 7; its viewer is broken off once and replaced once
@@ -286,8 +342,10 @@ def opens(number: int, program_wants: dict[int, int], viewer_wants: dict[int, in
     from_viewer = [*known, (2, b"\x03"), *(want(*item) for item in viewer_wants.items())]
     flags = DURABLE if number == 1 else DURABLE | RESUME
     return [
-        program("preamble and HELLO", ours), viewer("preamble and HELLO", theirs),
-        program("proof", client), viewer("proof", server),
+        program("preamble and HELLO", ours),
+        viewer("preamble and HELLO", theirs),
+        program("proof", client),
+        viewer("proof", server),
         program("OPEN", frame(OPEN, flags, 0, 0, open_payload(from_program))),
         viewer("OPEN", frame(OPEN, DURABLE, 0, 0, open_payload(from_viewer))),
     ]
@@ -322,8 +380,12 @@ def first_link() -> list[Step]:
 def second_link() -> list[Step]:
     return [
         *opens(2, {0: 0, 1: 0}, {0: 9, 2: 3, 3: 0}),
-        program(*taken(0, 0)), program(*taken(1, 0)), program(*fin(3, 0)),
-        viewer(*taken(0, 9)), viewer(*taken(2, 0)), viewer(*taken(3, 0)),
+        program(*taken(0, 0)),
+        program(*taken(1, 0)),
+        program(*fin(3, 0)),
+        viewer(*taken(0, 9)),
+        viewer(*taken(2, 0)),
+        viewer(*taken(3, 0)),
         viewer(*taken(2, 3)),
         program(*stdout(3, b"lo\n")),
     ]
@@ -335,9 +397,15 @@ def third_link() -> list[Step]:
     at_end = 9 + 1 + len(body)
     return [
         *opens(3, {0: 0, 1: 0}, dict.fromkeys((0, 2, 3), OLDEST)),
-        program(*taken(0, 0)), program(*taken(1, 0)),
-        program(*gap(0, 9)), program(*gap(2, 3)), program(*gap(3, 0)), program(*fin(3, 0)),
-        viewer(*taken(0, 9)), viewer(*taken(2, 3)), viewer(*taken(3, 0)),
+        program(*taken(0, 0)),
+        program(*taken(1, 0)),
+        program(*gap(0, 9)),
+        program(*gap(2, 3)),
+        program(*gap(3, 0)),
+        program(*fin(3, 0)),
+        viewer(*taken(0, 9)),
+        viewer(*taken(2, 3)),
+        viewer(*taken(3, 0)),
         program(*stdout(3, b"lo\n")),
         program("EXIT", frame(DATA, 0, 0, 9, bytes([EXIT]) + body)),
         program(*fin(2, 6)),
@@ -350,8 +418,14 @@ def third_link() -> list[Step]:
 
 def conversation() -> dict[str, object]:
     return {
-        "token": TOKEN.hex(), "binding": BINDINGS["tcp4"].hex(), "address": "127.0.0.1", "port": 7001,
-        "client": "program", "server": "viewer", "stdout": b"hello\n".hex(), "exit": 7,
+        "token": TOKEN.hex(),
+        "binding": BINDINGS["tcp4"].hex(),
+        "address": "127.0.0.1",
+        "port": 7001,
+        "client": "program",
+        "server": "viewer",
+        "stdout": b"hello\n".hex(),
+        "exit": 7,
         "links": [
             {"name": "the session begins", "ends": "broken", "steps": first_link()},
             {"name": "both ends resume", "ends": "broken, and the viewer is gone", "steps": second_link()},
@@ -362,10 +436,16 @@ def conversation() -> dict[str, object]:
 
 def files() -> dict[str, object]:
     return {
-        "handshake.json": handshake_vectors(), "keys.json": key_vectors(), "bindings.json": binding_vectors(),
-        "proofs.json": proof_vectors(), "frames.json": frame_vectors(), "open.json": open_vectors(),
-        "records.json": record_vectors(), "goaway.json": goaway_vectors(),
-        "descriptors.json": descriptor_vectors(), "conversation.json": conversation(),
+        "handshake.json": handshake_vectors(),
+        "keys.json": key_vectors(),
+        "bindings.json": binding_vectors(),
+        "proofs.json": proof_vectors(),
+        "frames.json": frame_vectors(),
+        "open.json": open_vectors(),
+        "records.json": record_vectors(),
+        "goaway.json": goaway_vectors(),
+        "descriptors.json": descriptor_vectors(),
+        "conversation.json": conversation(),
     }
 
 
