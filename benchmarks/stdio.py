@@ -60,6 +60,22 @@ while True:
         else:
             sys.exit()
 """
+BARE_CLIENT = """
+import os, select, socket, sys
+link = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+poll = select.epoll()
+poll.register(0, 1)
+poll.register(link, 1)
+while True:
+    for fd, _ in poll.poll():
+        if fd:
+            os.write(1, link.recv(65536))
+        elif data := os.read(0, 65536):
+            link.sendall(data)
+        else:
+            sys.exit()
+"""
 
 
 def writer(size: int) -> list[str]:
@@ -241,6 +257,8 @@ def line(table: bench.Table) -> None:
     """Print the rows for a line there and back."""
     bare = bench.HOME / "echo.py"
     bare.write_text(BARE_ECHO)
+    client = bench.HOME / "client.py"
+    client.write_text(BARE_CLIENT)
 
     def peer() -> float:
         port = bench.free_port()
@@ -255,18 +273,26 @@ def line(table: bench.Table) -> None:
             dialling = ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"]
         return round_trip([*bench.SOCKSTREAM, "serve", "-q", "--once", where, "--", "cat"], dialling, port)
 
-    def loop() -> float:
+    def loop(*, both: bool) -> float:
         port = bench.free_port()
         dialling = ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"]
+        if both:
+            dialling = [sys.executable, str(client), str(port)]
         return round_trip([sys.executable, str(bare), str(port)], dialling, port)
 
     results = bench.rounds(
-        ROUNDS, peer=peer, raw=lambda: ours("tcp", both=False), sock=lambda: ours("sock", both=True), loop=loop
+        ROUNDS,
+        peer=peer,
+        raw=lambda: ours("tcp", both=False),
+        raw_loop=lambda: loop(both=False),
+        sock=lambda: ours("sock", both=True),
+        sock_loop=lambda: loop(both=True),
     )
-    for what, key, bar in (
+    rows = (
         ("line there and back, `tcp://`", "raw", 1.4),
-        ("line there and back, `sock://`", "sock", 1.5),
-    ):
+        ("line there and back, `sock://`, both ends ours", "sock", 1.5),
+    )
+    for what, key, bar in rows:
         table.row(
             what,
             f"{bench.median(results[key]):.0f} us",
@@ -274,7 +300,7 @@ def line(table: bench.Table) -> None:
             bench.ratio(results[key], results["peer"]),
             bar,
             at_least=False,
-            bare=bench.ratio(results["loop"], results["peer"]),
+            bare=bench.ratio(results[f"{key}_loop"], results["peer"]),
         )
 
 

@@ -235,6 +235,7 @@ def test_one_way_programs_do_not_outlive_a_killed_viewer() -> None:
         wait_until(lambda: not any(map(alive_in_group, groups)), 15, "the end of the groups")
 
 
+@pytest.mark.slow
 def test_nor_where_input_waits_that_nobody_reads() -> None:
     """Raw: the viewer is killed while megabytes of its input wait for a program that reads nothing."""
     with open("/dev/zero", "rb") as endless, contextlib.ExitStack() as stack:

@@ -572,8 +572,9 @@ _ADVICE = {
 
 def _handshake_error(error: ssl.SSLError, server_hostname: str | None) -> SockstreamError:
     if isinstance(error, ssl.SSLCertVerificationError):
+        why = error.verify_message.rstrip(".")
         return errors.AuthenticationError(
-            f"the certificate of {server_hostname or 'the other end'} is not to be trusted: {error.verify_message}: "
+            f"the certificate of {server_hostname or 'the other end'} is not to be trusted: {why}: "
             "if it is the right one, name it or its CA with --tls-ca"
         )
     reason = _reason(error)

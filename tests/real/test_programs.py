@@ -250,6 +250,6 @@ def test_a_prompt_is_there_before_anything_is_said(way: str, kind: str) -> None:
         prompter.wait_for_message(b">>> ")
         viewer.write(b"6 * 7\n")
         wait_until(lambda: prompter.stderr.endswith(b">>> >>> "), 10, "the second prompt")
-        assert viewer.stdout == b"42\n"
+        wait_until(lambda: viewer.stdout == b"42\n", 10, "the answer")
         viewer.close_stdin()
         assert (viewer.wait(), end.wait()) == (0, 0)
