@@ -253,40 +253,45 @@ def _exchange(client: subprocess.Popen[bytes]) -> float:
     return (time.perf_counter() - began) / LINES * 1e6
 
 
+def socat_dialling(port: int) -> list[str]:
+    """Return socat as the dialling relay."""
+    return ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"]
+
+
+def socat_line() -> float:
+    """socat at both ends."""
+    port = bench.free_port()
+    return round_trip(["socat", f"TCP-LISTEN:{port},reuseaddr,nodelay", "EXEC:cat,pipes"], socat_dialling(port), port)
+
+
+def our_line(scheme: str, *, both: bool) -> float:
+    """`serve`, and `connect` or socat."""
+    port = bench.free_port()
+    where = f"{scheme}://127.0.0.1:{port}"
+    dialling = [*bench.SOCKSTREAM, "connect", "-q", where] if both else socat_dialling(port)
+    return round_trip([*bench.SOCKSTREAM, "serve", "-q", "--once", where, "--", "cat"], dialling, port)
+
+
+def bare_line(*, both: bool) -> float:
+    """A bare Python loop that serves, and another one or socat that dials."""
+    scripts = {"echo.py": BARE_ECHO, "client.py": BARE_CLIENT}
+    for name, text in scripts.items():
+        Path(bench.HOME, name).write_text(text)
+    port = bench.free_port()
+    client = [sys.executable, str(bench.HOME / "client.py"), str(port)]
+    serving = [sys.executable, str(bench.HOME / "echo.py"), str(port)]
+    return round_trip(serving, client if both else socat_dialling(port), port)
+
+
 def line(table: bench.Table) -> None:
     """Print the rows for a line there and back."""
-    bare = bench.HOME / "echo.py"
-    bare.write_text(BARE_ECHO)
-    client = bench.HOME / "client.py"
-    client.write_text(BARE_CLIENT)
-
-    def peer() -> float:
-        port = bench.free_port()
-        serving = ["socat", f"TCP-LISTEN:{port},reuseaddr,nodelay", "EXEC:cat,pipes"]
-        return round_trip(serving, ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"], port)
-
-    def ours(scheme: str, *, both: bool) -> float:
-        port = bench.free_port()
-        where = f"{scheme}://127.0.0.1:{port}"
-        dialling = [*bench.SOCKSTREAM, "connect", "-q", where]
-        if not both:
-            dialling = ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"]
-        return round_trip([*bench.SOCKSTREAM, "serve", "-q", "--once", where, "--", "cat"], dialling, port)
-
-    def loop(*, both: bool) -> float:
-        port = bench.free_port()
-        dialling = ["socat", "-", f"TCP:127.0.0.1:{port},nodelay"]
-        if both:
-            dialling = [sys.executable, str(client), str(port)]
-        return round_trip([sys.executable, str(bare), str(port)], dialling, port)
-
     results = bench.rounds(
         ROUNDS,
-        peer=peer,
-        raw=lambda: ours("tcp", both=False),
-        raw_loop=lambda: loop(both=False),
-        sock=lambda: ours("sock", both=True),
-        sock_loop=lambda: loop(both=True),
+        peer=socat_line,
+        raw=lambda: our_line("tcp", both=False),
+        raw_loop=lambda: bare_line(both=False),
+        sock=lambda: our_line("sock", both=True),
+        sock_loop=lambda: bare_line(both=True),
     )
     rows = (
         ("line there and back, `tcp://`", "raw", 1.4),

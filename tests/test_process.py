@@ -24,7 +24,7 @@ import pytest
 from sockstream import process as process_module
 from sockstream.errors import ProgramError
 from sockstream.loop import Loop
-from sockstream.process import PIPE_SIZE, STEPS, Ladder, Process, start, watch_end
+from sockstream.process import PIPE_SIZES, STEPS, Ladder, Process, start, watch_end
 from sockstream.records import How, Status
 from support import alive_in_group, helper, limit, processes, wait_until
 
@@ -208,12 +208,12 @@ def test_streams(program: Program) -> None:
 
 
 def test_our_ends_of_the_pipes(program: Program) -> None:
-    """They are enlarged, do not block, are not inherited; the program's ends do block."""
+    """They have their sizes, do not block, are not inherited; the program's ends do block."""
     blocking = "import os; print([os.get_blocking(fd) for fd in (0, 1, 2)])"
     process = program(sys.executable, "-c", blocking)
-    for fd in process.stdin, process.stdout, process.stderr:
+    for fd, size in zip((process.stdin, process.stdout, process.stderr), PIPE_SIZES, strict=True):
         assert fd is not None and fd > 2
-        assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == PIPE_SIZE
+        assert fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) == size
         assert not os.get_blocking(fd)
         assert not os.get_inheritable(fd)
     assert read(process.stdout) == b"[True, True, True]\n"

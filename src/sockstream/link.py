@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HANDSHAKE_TIME = 10.0
-BUFFER_SIZE = 256 << 10
+BUFFER_SIZE = 512 << 10
 _SEND_LIMIT = 512 << 10
 
 

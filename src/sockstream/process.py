@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     Steps = tuple[tuple[float, int], ...]
     Launch = Callable[[str, tuple[str, ...]], int]
 
-# 1 MiB is faster still through a bare pipe, but the kernel lets one user have 64 MiB of enlarged pipes, and
-# `serve` runs 64 programs with three pipes each. A full pipe is also what Ctrl-C has to wait for.
-PIPE_SIZE = 256 << 10
+# Bytes in the pipes for stdin, stdout and stderr. More for stdout would not be faster, and is what Ctrl-C has to wait
+# for; the kernel lets one user have 64 MiB of pipes, and `serve` runs 64 programs with three each.
+PIPE_SIZES = (256 << 10, 512 << 10, 64 << 10)
 
 # The signals that end a group: seconds to wait after the one before, and the signal.
 STEPS: Steps = ((0, signal.SIGHUP), (2, signal.SIGTERM), (8, signal.SIGKILL))
@@ -128,7 +128,7 @@ class _Stdio:
         if kind == "merge":
             self.actions.append((os.POSIX_SPAWN_DUP2, 1, target))
         elif kind == "pipe":
-            reading, writing = _pipe()
+            reading, writing = _pipe(PIPE_SIZES[target])
             ours, theirs = (writing, reading) if target == 0 else (reading, writing)
             self.ours[target] = ours
             self.theirs.append(theirs)
@@ -142,8 +142,8 @@ def _close(fds: Iterable[int | None]) -> None:
             os.close(fd)
 
 
-def _pipe() -> list[int]:
-    """A large pipe, both ends close-on-exec and above 2.
+def _pipe(size: int) -> list[int]:
+    """A pipe of so many bytes, both ends close-on-exec and above 2.
 
     With our own stdio closed it would get 0-2, and what anything in this process prints would go into it.
     """
@@ -157,13 +157,13 @@ def _pipe() -> list[int]:
         os.close(ends[0])
         os.close(ends[1])
         raise
-    _enlarge(ends[1])
+    _resize(ends[1], size)
     return ends
 
 
-def _enlarge(fd: int) -> None:
+def _resize(fd: int, size: int) -> None:
     try:
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
     except (AttributeError, OSError):  # not Linux, or this user's share of pipe memory is used up: only slower
         return
 

@@ -17,6 +17,7 @@ from .loop import Loop
 from .program import Job, ProgramEnd
 from .raw import RawStream
 from .session import Session
+from .streams import keep_freed_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Runner:
             self.credentials.key()  # a bad token file is told before anything is dialled
         for signum in FORWARDED:
             self.loop.on_signal(signum, lambda signum=signum: self._on_signal(signum))  # type: ignore[misc]  # a default binds it
+        keep_freed_memory()
         try:
             self._dialler.start(self._wait)
             self.loop.run()

@@ -20,6 +20,7 @@ from .raw import RawStream
 from .records import Kind
 from .runner import FORWARDED
 from .session import Session
+from .streams import keep_freed_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Server:
         )
         for signum in FORWARDED:
             self.loop.on_signal(signum, lambda signum=signum: self._on_signal(signum))  # type: ignore[misc]  # a default binds it
+        keep_freed_memory()
         try:
             self.notices.say(f"listening on {address}")
             transport.notify(os.environ, "READY=1")

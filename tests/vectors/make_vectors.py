@@ -191,43 +191,51 @@ def u64(tag: int, value: int) -> tuple[int, bytes]:
     return tag, struct.pack("<Q", value)
 
 
+def full_program(session: bytes) -> list[tuple[int, bytes]]:
+    return [
+        (1, session),
+        (2, b"\x02"),
+        want(0, 0),
+        want(1, 123_456),
+        (4, b"sockstream 1.0"),
+        (8, b"\x14"),
+        u64(9, 3_600_000),
+        (10, b"python"),
+        (10, b"-c"),
+        (10, b"print(1)"),
+        (11, "gr\u00fcn".encode()),
+        (12, b"host.example"),
+        (14, b"\x01"),
+    ]
+
+
+def full_viewer(session: bytes) -> list[tuple[int, bytes]]:
+    return [
+        (1, session),
+        (2, b"\x03"),
+        want(0, 58),
+        want(2, 2**33),
+        want(3, 0),
+        want(4, 17),
+        (4, b"sockstream 1.0"),
+        u64(6, 2**26),
+        u64(7, 2**30),
+        (8, b"\x18"),
+        u64(9, OLDEST),
+        (11, b"terminal"),
+        (12, b"host.example"),
+        (13, b"\x01"),
+        (15, struct.pack("<HH", 24, 80)),
+    ]
+
+
 def open_vectors() -> list[dict[str, object]]:
     session = sha256(b"session")[:16]
     cases = {
         "minimal, program": [(1, session), (2, b"\x02")],
         "minimal, viewer": [(1, session), (2, b"\x03")],
-        "full program": [
-            (1, session),
-            (2, b"\x02"),
-            want(0, 0),
-            want(1, 123_456),
-            (4, b"sockstream 1.0"),
-            (8, b"\x14"),
-            u64(9, 3_600_000),
-            (10, b"python"),
-            (10, b"-c"),
-            (10, b"print(1)"),
-            (11, "gr\u00fcn".encode()),
-            (12, b"host.example"),
-            (14, b"\x01"),
-        ],
-        "full viewer with wants": [
-            (1, session),
-            (2, b"\x03"),
-            want(0, 58),
-            want(2, 2**33),
-            want(3, 0),
-            want(4, 17),
-            (4, b"sockstream 1.0"),
-            u64(6, 2**26),
-            u64(7, 2**30),
-            (8, b"\x18"),
-            u64(9, OLDEST),
-            (11, b"terminal"),
-            (12, b"host.example"),
-            (13, b"\x01"),
-            (15, struct.pack("<HH", 24, 80)),
-        ],
+        "full program": full_program(session),
+        "full viewer with wants": full_viewer(session),
         "viewer that adopts": [(1, session), (2, b"\x03"), *(want(channel, OLDEST) for channel in (0, 2, 3))],
         "objects": [
             (1, session),

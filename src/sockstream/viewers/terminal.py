@@ -17,7 +17,7 @@ from ..frames import Channel
 from ..loop import Loop
 from ..raw import RawStream
 from ..records import How
-from ..streams import Sink, Source
+from ..streams import Sink, Source, keep_freed_memory
 from ..viewing import Viewing
 
 TYPE_CHECKING = False
@@ -58,6 +58,7 @@ class Terminal:
         self.loop.on_signal(signal.SIGQUIT, lambda: self._interrupt("SIGQUIT"))
         for signum in (signal.SIGTERM, signal.SIGHUP):
             self.loop.on_signal(signum, lambda signum=signum: self.leave(128 + signum))  # type: ignore[misc]  # a default binds it
+        keep_freed_memory()
         try:
             start()
             self.loop.run()
@@ -84,8 +85,8 @@ class Terminal:
         return 125 if status is None or self._write_failed else status.exit_code
 
     def tell(self, viewing: Viewing, status: Status | None, *, alone: bool) -> None:
-        """Say how a program ended; of one that is shown alone only that it never began: our status says the rest."""
-        if status is not None and (not alone or status.how is How.NOT_STARTED):
+        """Say how a program ended; of one that is shown alone only what our status cannot say."""
+        if status is not None and (not alone or status.how in (How.NOT_STARTED, How.UNKNOWN)):
             self.notices.say(f"{viewing.name} {status.describe()}")
 
     # ---- output
