@@ -31,6 +31,10 @@ DROPPED = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "XDG_DATA_HOME", "XDG_
 hypothesis.settings.register_profile("sockstream", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("sockstream")
 
+# Under nohup, or in the background of a shell, the tests would start with these ignored, and so would all they start.
+for signum in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(signum, signal.SIG_DFL)
+
 
 @pytest.fixture(autouse=True)
 def own_directories() -> Iterator[None]:
