@@ -63,7 +63,7 @@ def test_a_tls_hello_of_4096_bytes_is_the_longest(padding: int, taken: bool, tmp
 # ---- how many
 
 
-@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize("name", ["serve", pytest.param("listen", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scheme", ["sock", "sock+tls", "sock+unix"])
 def test_of_ninety_silent_strangers_the_oldest_go(name: str, scheme: str, tmp_path: Path) -> None:
     """64 may be unknown at a time; a good client comes in beside them at once, again and again."""

@@ -408,6 +408,7 @@ def test_an_end_that_was_stopped_goes_on(stack: ExitStack, pair: str, stopped: s
     os.kill(end.pid, signal.SIGSTOP)
     time.sleep(17)
     os.kill(end.pid, signal.SIGCONT)
+    assert viewer.process.poll() is None, viewer
     viewer.write(b"done\n")
     check_end(viewer, program)
     assert viewer.stdout == b"".join(b"%d\n" % number for number in range(1, 1001)) + b"done\n"

@@ -2,7 +2,7 @@
 
 Rules: nothing here blocks, so a silent stranger delays nobody; at most 64 connections may be unknown at a time, and
 above that the *oldest* goes (measured: refusing the new one loses good clients in most floods, this in none), at
-most 16 from one address of another host; each has 10 s (`link.HANDSHAKE_TIME`) and 4096 bytes. A refusal is one
+most 16 from one address of another host; each has 10 s (`frames.HANDSHAKE_TIME`) and 4096 bytes. A refusal is one
 line of our log and nothing on the wire but what docs/protocol.md says.
 """
 
@@ -14,7 +14,8 @@ import socket
 from . import security, transport, unixsocket
 from .driver import SocketDriver
 from .errors import RemoteProtocolError, SockstreamError, Timeout
-from .link import HANDSHAKE_TIME, Link, LinkState
+from .frames import HANDSHAKE_TIME
+from .link import Link, LinkState
 from .loop import READ
 
 TYPE_CHECKING = False
@@ -34,6 +35,7 @@ _TLS_HELLO = 0x16
 _ACCEPTS_A_TURN = 16
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _BREATH = 0.1
+_NOT_NOW = (SockstreamError, OSError, ImportError)  # gone again; or no descriptor is left, and modules need some, too
 
 
 class Acceptor:
@@ -99,13 +101,14 @@ class Acceptor:
 
     def _accept(self, _mask: int) -> None:
         # Raw peers one by one: the first may be the last that is wanted, and its owner says so before the next turn.
-        for _ in range(1 if self.address.is_raw else _ACCEPTS_A_TURN):
+        for turn in range(1 if self.address.is_raw else _ACCEPTS_A_TURN):
             try:
                 sock, _name = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._catch_breath(error)
+                if not turn:  # else there may be nobody: the system looks for a descriptor before it looks for a peer
+                    self._catch_breath(error)
                 return
             self._admit(sock)
 
@@ -168,7 +171,7 @@ class Unknown:
         elif address.needs_tls:
             self._speak_tls()
         else:
-            self._speak(self._plain_core())
+            self._speak_plain()
 
     def refuse(self, why: str) -> None:
         """Close it, with one line in the log."""
@@ -205,15 +208,19 @@ class Unknown:
             self.refuse("closed without a word")
         elif first[0] == _TLS_HELLO:
             self._speak_tls()
-        elif transport.is_loopback_peer(self.sock):
-            self._speak(self._plain_core())
+        elif self.host is None:  # never ask the socket again: a peer that has reset it by now has no address
+            self._speak_plain()
         else:
             self.refuse("refused: plain connections are taken from this machine only; dial sock+tls://")
 
-    def _plain_core(self) -> Core:
-        if self.acceptor.address.is_raw:
-            return self._raw_core()
-        return self._link_core(security.plain_binding(self.sock, dials=False))
+    def _speak_plain(self) -> None:
+        raw = self.acceptor.address.is_raw
+        try:
+            core = self._raw_core() if raw else self._link_core(security.plain_binding(self.sock, dials=False))
+        except _NOT_NOW as error:
+            self.refuse(f"cannot be spoken with: {error}")
+        else:
+            self._speak(core)
 
     def _speak_tls(self) -> None:
         acceptor = self.acceptor
@@ -221,7 +228,7 @@ class Unknown:
             from . import tls
 
             context, certificate = acceptor.credentials.server_context(acceptor.address)
-        except (SockstreamError, OSError, ImportError) as error:  # an import needs descriptors, and there may be none
+        except _NOT_NOW as error:
             self.refuse(f"cannot speak TLS: {error}")
             return
 

@@ -216,7 +216,7 @@ class Incoming:
         self.bits = bits
         self._mark = 0
         self._waiting = 0  # bytes that have arrived and are not taken
-        # Where the first gap among those bytes begins and the last one ends: taken waits there till all of it is passed.
+        # Where the first gap among those bytes begins and the last one ends: taken waits there till that is passed.
         self._gap: tuple[int, int] | None = None
         self._mark_time: float | None = None
 

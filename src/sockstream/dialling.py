@@ -12,7 +12,7 @@ import os
 from . import errors, security, transport
 from .driver import SocketDriver
 from .errors import AddressError, LimitExceeded, ProtocolError, SessionLost, SockstreamError, Timeout
-from .link import HANDSHAKE_TIME
+from .frames import HANDSHAKE_TIME
 from .loop import WRITE
 
 TYPE_CHECKING = False

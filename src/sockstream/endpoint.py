@@ -182,10 +182,15 @@ class Endpoint:
         self.owner.on_link_lost(error)
 
     def _detach(self) -> None:
-        link = self.session.link if isinstance(self.session, Session) else None
+        """There is no connection any more, and no buffer is kept for it."""
+        session = self.session
+        link = session.link if isinstance(session, Session) else None
         self.came_up = link is not None
-        if isinstance(self.session, Session) and link is not None:
-            self.session.detach(link)
+        if not isinstance(session, Session):
+            session.release()
+        elif link is not None:
+            session.detach(link)
+            link.release()
 
 
 def _nothing() -> None:

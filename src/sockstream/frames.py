@@ -22,6 +22,7 @@ MAX_RECORD = 1024
 MAX_GOAWAY = 513
 OLDEST = (1 << 64) - 1
 MAX_OFFSET = (1 << 63) - 1  # no stream gets there; beyond, a u64 would soon be too small for the next one
+HANDSHAKE_TIME = 10.0  # seconds until the OPENs are through
 MIN_WINDOW_BITS, DEFAULT_WINDOW_BITS, MAX_WINDOW_BITS = 16, 20, 24
 
 

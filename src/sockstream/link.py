@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from . import frames
 from .errors import ConnectionLost, RemoteProtocolError, SockstreamError, Timeout
-from .frames import HEADER, HEADER_SIZE, FrameType, GoAwayCode, OpenFlag, pack
+from .frames import HANDSHAKE_TIME, HEADER, HEADER_SIZE, FrameType, GoAwayCode, OpenFlag, pack
 from .handshake import MAX_BEFORE_PROOF, Handshake, Step
 from .records import Kind, Peer, encode_goaway
 from .session import OPPOSITE, Session, State
@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HANDSHAKE_TIME = 10.0
 BUFFER_SIZE = 512 << 10
 _SEND_LIMIT = 512 << 10
 
@@ -78,6 +77,11 @@ class Link:
         buffer = bytearray(BUFFER_SIZE)
         buffer[: self._end] = self._buffer[: self._end]
         self._buffer, self._view = buffer, memoryview(buffer)
+
+    def release(self) -> None:
+        """The connection is closed: whoever still knows this link does not keep its buffer alive."""
+        self._buffer, self._start, self._end = bytearray(), 0, 0
+        self._view = memoryview(self._buffer)
 
     def buffer_updated(self, count: int, now: float) -> None:
         """Take `count` bytes that were put into the buffer.

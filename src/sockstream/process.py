@@ -96,6 +96,7 @@ def start(
         raise
     finally:
         _close(stdio.theirs)  # or end of file would never be seen
+    __import__("resource")  # os.wait4 does when the program has ended, and there may be no descriptor for it then
     return Process(pid, argv, stdio.ours, started)
 
 
@@ -291,7 +292,7 @@ class Process:
     def poll(self) -> Status | None:
         """The status if the program has ended, else None; being stopped or continued is not an end.
 
-        The processor times are in clock ticks (10 ms) until `reap` makes them exact, and 0 without /proc.
+        The processor times are in clock ticks (10 ms), and 0 without /proc.
         """
         if self._status is None:
             self._status = self._peek() if hasattr(os, "waitid") else self._collect()
@@ -300,7 +301,7 @@ class Process:
     def reap(self) -> Status | None:
         """Release the ended program's number and return its final status; None while it still runs."""
         if self.poll() is not None and not self._reaped:
-            self._status = self._collect() or self._status
+            self._release()
             self.group_alive()  # often nothing is left: then nothing is ever signalled again
         return self._status
 
@@ -355,8 +356,16 @@ class Process:
         if pid == 0:
             return None
         self._reaped = True
-        elapsed = self._status.elapsed if self._status else time.monotonic() - self._started
+        elapsed = time.monotonic() - self._started
         return _status(os.waitstatus_to_exitcode(wait_status), elapsed, usage.ru_utime, usage.ru_stime)
+
+    def _release(self) -> None:
+        """Reap; not by wait4, whose exact times would be a second truth, and whose answer imports `resource` (2 ms)."""
+        self._reaped = True
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:  # reaped elsewhere, after its end was seen
+            return
 
     def _lost(self) -> Status:
         """Somebody else in this process reaped our program: keep what is known."""

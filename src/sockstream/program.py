@@ -272,17 +272,17 @@ class ProgramEnd:
 
     def _end_group(self) -> None:
         """End what is left of the program's group, or the program itself."""
-        if self.process is not None and self._ladder is None:
-            self._ladder = process.Ladder(self.loop, self.process, self._on_group_over)
-        elif self.process is None:
-            self._group_over = True
-            self._maybe_done()
+        started = self.process
+        if started is None or (started.reap() is not None and not started.group_alive()):
+            self._on_group_over()  # the usual case: nothing is left, so no ladder is needed
+        elif self._ladder is None:
+            self._ladder = process.Ladder(self.loop, started, self._on_group_over)
 
     def _on_group_over(self) -> None:
-        assert self.process is not None and self._ladder is not None
-        if not self._ladder.gone:
-            self.notices.say(f"a process of {self.job.name} could not be ended (group {self.process.pid})")
-        self.status = self.process.poll()
+        if self.process is not None:
+            self.status = self.process.poll()
+            if self._ladder is not None and not self._ladder.gone:
+                self.notices.say(f"a process of {self.job.name} could not be ended (group {self.process.pid})")
         self._group_over = True
         self._maybe_done()
 

@@ -28,7 +28,7 @@ class RawStream:
         self.ended = False
         self.taken = 0
         self._begun = False
-        self._buffer = memoryview(bytearray(BUFFER_SIZE))
+        self._buffer = memoryview(b"")
         self._queue: list[bytes | memoryview] = []
         self._queued = 0
         self._finished = False
@@ -81,7 +81,13 @@ class RawStream:
 
     def get_buffer(self, hint: int) -> memoryview:
         """Return where to receive; views handed out before are void from here on."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(BUFFER_SIZE))
         return self._buffer
+
+    def release(self) -> None:
+        """The connection is closed: whoever still knows this stream does not keep its buffer alive."""
+        self._buffer = memoryview(b"")
 
     def buffer_updated(self, count: int, now: float) -> None:
         """Take `count` received bytes."""

@@ -12,7 +12,6 @@ import signal
 
 from .dialling import Dialler, is_final
 from .frames import Channel
-from .link import Link
 from .loop import Loop
 from .program import Job, ProgramEnd
 from .raw import RawStream
@@ -68,6 +67,8 @@ class Runner:
         if isinstance(session, RawStream):
             self.loop.soon(self.end.begin)
             return session
+        from .link import Link  # not for raw addresses: a millisecond and a half of every start
+
         link = Link(self.credentials.handshake(dials=True, binding=binding), self.loop.now(), session)
         link.trace = self.notices.tracer()
         return link

@@ -1,7 +1,8 @@
 """Who may talk to us, for every link: the key, the TLS contexts, the binding (DESIGN section 6).
 
-Rules: TLS and the token are loaded when first needed and never again, because most runs need no TLS at all; whether a
-link is plain or TLS is decided here and nowhere else, by the connected socket and not by the text of an address.
+Rules: TLS, the token and what proves it are loaded when first needed and never again, because most runs need no TLS
+at all, and raw addresses need none of them; whether a link is plain or TLS is decided here and nowhere else, by the
+connected socket and not by the text of an address.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import os
 import socket
 
-from . import auth, token, transport
+from . import transport
 from .address import Address
-from .handshake import Handshake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+    from .handshake import Handshake
 
 
 class Security:
@@ -46,13 +48,18 @@ class Security:
     def key(self) -> bytes:
         """Return the 32-byte key; raises SockstreamError where there is no usable token."""
         if self._key is None:
+            from . import auth, token
+
             secret = self._token if self._token is not None else token.load(self._token_file)
             self._key = auth.key_from_token(secret)
         return self._key
 
     def handshake(self, *, dials: bool, binding: bytes) -> Handshake:
         """Return a fresh handshake for one link."""
-        return Handshake(dials=dials, key=self.key(), binding=binding, nonce=os.urandom(auth.NONCE_SIZE))
+        from .auth import NONCE_SIZE
+        from .handshake import Handshake
+
+        return Handshake(dials=dials, key=self.key(), binding=binding, nonce=os.urandom(NONCE_SIZE))
 
     def server_context(self, address: Address) -> tuple[SSLContext, bytes]:
         """Return the context of a waiting end and its certificate (DER); raises SockstreamError."""
@@ -82,6 +89,8 @@ def dials_tls(address: Address, sock: socket.socket) -> bool:
 
 def plain_binding(sock: socket.socket, *, dials: bool) -> bytes:
     """Return the binding of a plain link (docs/protocol.md section 2.2)."""
+    from . import auth
+
     if sock.family == socket.AF_UNIX:
         return auth.unix_binding()
     return auth.tcp_binding(*transport.tcp_binding_address(sock, dials))

@@ -308,11 +308,11 @@ def unsent_bytes(sock: socket.socket) -> int:
     """
     if sys.platform != "linux":
         return 0
-    import fcntl  # only a polite close needs it
-
     try:
+        import fcntl  # only a polite close needs it
+
         return int.from_bytes(fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:  # gone, and nothing will be confirmed any more
+    except (OSError, ImportError):  # gone, and nothing will be confirmed any more; or no descriptor to load it
         return 0
 
 
@@ -441,6 +441,8 @@ def _has_owner(local: tuple[str, int], remote: tuple[str, int]) -> bool:
                 row = next((line for line in file if key in line), None)
         except FileNotFoundError:  # tcp6, on a system without IPv6
             continue
+        except OSError:  # no descriptor is left to look with
+            return True
         if row is not None:
             return row.split()[9] != b"0"
     return False

@@ -116,13 +116,13 @@ def test_the_wrong_answer_is_final(name: str, talk: Talk, reason: bytes, tmp_pat
         assert command.stdout == b""
 
 
-@pytest.mark.parametrize("name", ["run", "connect"])
+@pytest.mark.parametrize("name", [pytest.param("run", marks=pytest.mark.slow), "connect"])
 @pytest.mark.parametrize(
     "data", [b"", PREAMBLE, PREAMBLE + b"\2" + bytes(32)], ids=["at once", "after preamble", "after hello"]
 )
 def test_who_closes_without_a_reason_may_be_dialled_again(name: str, data: bytes, tmp_path: Path) -> None:
     """Until the time for that is over; then one line and 125."""
-    with Host() as host, dialling(name, f"sock://127.0.0.1:{host.port}", tmp_path, "--wait", "0.5") as command:
+    with Host() as host, dialling(name, f"sock://127.0.0.1:{host.port}", tmp_path, "--wait", "0.4") as command:
         host.serve(says(data), lambda: command.process.poll() is not None)
         assert command.wait() == 125
         assert host.came > 1

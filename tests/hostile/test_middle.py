@@ -246,7 +246,7 @@ def test_another_user_who_waits_at_a_path_hears_nothing(name: str, tmp_path: Pat
     path = copy.with_name("s")
     code = (
         "s.bind(sys.argv[1]); os.chmod(sys.argv[1], 0o777); s.listen(); print('ready', flush=True); "
-        "print(len(s.accept()[0].recv(100)), flush=True); s.settimeout(1); s.accept()"
+        "print(len(s.accept()[0].recv(100)), flush=True); s.settimeout(0.4); s.accept()"
     )
     with as_nobody(code, str(path)) as stranger:
         stranger.wait_for_output(b"ready")

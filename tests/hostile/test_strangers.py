@@ -36,8 +36,8 @@ BROWSER = (
 )
 
 
-# `listen` and `serve` share what refuses, so the whole of both is for the full suite.
-QUICK = {("serve", "sock"), ("serve", "sock+tls"), ("serve", "sock+unix"), ("listen", "sock")}
+# `listen` and `serve` share what refuses, and Unix sockets what is plain: all of them are for the full suite.
+QUICK = {("serve", "sock"), ("serve", "sock+tls")}
 VICTIMS = [
     pytest.param(pair, id="-".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
     for pair in itertools.product(WAITING, SCHEMES)

@@ -89,13 +89,13 @@ class Victim(Running):
         """How many it has open."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def _settled(self) -> int:
+    def settled(self) -> int:
         """How many it has open when the last guest has gone."""
-        last, now = -1, self.descriptors()
-        while now != last:
-            time.sleep(0.02)
-            last, now = now, self.descriptors()
-        return now
+        seen = [-1]
+        while len(set(seen[-3:])) > 1 or len(seen) < 4:
+            time.sleep(0.01)
+            seen.append(self.descriptors())
+        return seen[-1]
 
     def memory(self) -> int:
         """Its resident memory in bytes."""
@@ -107,7 +107,7 @@ class Victim(Running):
     @contextlib.contextmanager
     def no_leaks(self, memory: int = 4 << 20) -> Iterator[None]:
         """What happens in the block leaves no descriptor behind, and not more than so many bytes of memory."""
-        descriptors, before = self._settled(), self.memory()
+        descriptors, before = self.settled(), self.memory()
         yield
         wait_until(lambda: self.descriptors() <= descriptors, 10, f"{descriptors} open descriptors again: {self}")
         assert self.memory() - before < memory, (self.memory(), before)
