@@ -93,7 +93,10 @@ class Acceptor:
         for unknown in list(self._unknown):
             unknown.drop()
         if self.address.is_unix:
-            unixsocket.unlink_socket(self.address.path)
+            try:
+                unixsocket.unlink_socket(self.address.path)
+            except SockstreamError as error:  # a program's status is not to be lost by it
+                self.notices.say(str(error))
 
     def forget(self, unknown: Unknown) -> None:
         """An unknown one has become known, or has gone."""

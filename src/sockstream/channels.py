@@ -139,6 +139,16 @@ class Outgoing:
                 f"the peer wants channel {self.channel} from {wanted} on, but only {kept} to {self.sent} is kept",
                 {self.channel: self.base},
             )
+        if self.records and wanted != OLDEST and wanted not in self._boundaries(kept):
+            raise RemoteProtocolError(f"the peer wants channel {self.channel} from inside a record on")
+
+    def _boundaries(self, offset: int) -> set[int]:
+        """Return where the records kept here begin and end, the first of them at `offset`."""
+        found = {offset}
+        for chunk in (*self._untaken, *self._unsent):
+            offset += len(chunk)
+            found.add(offset)
+        return found
 
     def resume(self, wanted: int, window: int) -> None:
         """Begin a new link at the offset that the peer wants; raises SessionLost as `check_wanted`."""
@@ -161,8 +171,6 @@ class Outgoing:
     def _send_again_later_than(self, offset: int) -> None:
         chunk = self._unsent.popleft()
         if self.sent + len(chunk) > offset:
-            if self.records:
-                raise RemoteProtocolError(f"the peer wants channel {self.channel} from inside a record on")
             cut = offset - self.sent
             self._unsent.appendleft(memoryview(chunk)[cut:])
             chunk = memoryview(chunk)[:cut]

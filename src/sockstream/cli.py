@@ -107,12 +107,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from . import transport
     from .server import Server
 
     where, notices, credentials = _address(options.address), _notices(options), _security(options)
+    listener = transport.inherited_listener(os.environ, os.getpid())
+    if listener is not None:  # where it really listens decides who can come, not what was typed
+        where = transport.listener_address(listener, where)
     _check_waiting(where, options, notices)
-    server = Server(_job(options), where, credentials, notices, once=options.once, most=options.max)
-    return server.run()
+    job = _job(options)
+    return Server(job, where, credentials, notices, once=options.once, most=options.max, listener=listener).run()
 
 
 def _listen(options: argparse.Namespace) -> int:

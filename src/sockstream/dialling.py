@@ -64,6 +64,7 @@ class Dialler:
         self._candidates: list[tuple[int, transport.SockAddr]] = []
         self._attempt: Attempt | None = None
         self._stopped = False
+        self._reached = False  # the address is right, whatever a resolver without a network says
 
     def start(self, patience: float) -> None:
         """Begin to dial, for `patience` seconds (0: one attempt)."""
@@ -89,7 +90,8 @@ class Dialler:
         if self._stopped:
             return
         left = self._until - self.loop.now()
-        if is_final(error) or left <= 0:
+        final = is_final(error) and not (self._reached and isinstance(error, AddressError))
+        if final or left <= 0:
             self._on_failed(error)
         else:
             delay = min(self._delay(), left)  # so that the last attempt uses the patience up
@@ -134,6 +136,7 @@ class Dialler:
             mapped = error if isinstance(error, SockstreamError) else transport.connection_lost(error, "cannot connect")
             self.failed(mapped)
             return
+        self._reached = True
         self._on_connected(driver)
         driver.flush()
 

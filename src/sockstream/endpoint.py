@@ -9,6 +9,7 @@ The same class serves a raw stream, which is its own core and has just one link.
 
 from __future__ import annotations
 
+from .errors import SessionLost
 from .events import Data, Finished, Stopped
 from .frames import GoAwayCode
 from .session import Session
@@ -74,7 +75,11 @@ class Endpoint:
             self.driver.flush()
             self.drop_link()
         self.use(driver)
-        link.accept(self.session, self.loop.now())
+        try:
+            link.accept(self.session, self.loop.now())
+        except SessionLost:
+            driver.flush()  # the GOAWAY that says why
+            raise
         self.dispatch()
         driver.flush()
 

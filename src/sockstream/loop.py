@@ -106,7 +106,12 @@ class Loop:
         self._soon.append(callback)
 
     def on_signal(self, signum: int, callback: Callable[[], None]) -> None:
-        """Call `callback()` when this process gets a signal; only in the main thread, until `close`."""
+        """Call `callback()` when this process gets a signal; only in the main thread, until `close`.
+
+        A hang-up that nohup has made ignored stays ignored.
+        """
+        if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+            return
         if self._signal_pipe is None:
             self._signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
             self._old_wakeup = signal.set_wakeup_fd(self._signal_pipe[1], warn_on_full_buffer=False)

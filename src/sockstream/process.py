@@ -96,7 +96,6 @@ def start(
         raise
     finally:
         _close(stdio.theirs)  # or end of file would never be seen
-    __import__("resource")  # os.wait4 does when the program has ended, and there may be no descriptor for it then
     return Process(pid, argv, stdio.ours, started)
 
 
@@ -323,7 +322,7 @@ class Process:
                 self._gone = self._reaped and _all_zombies(self.pid)
             except ProcessLookupError:
                 self._gone = True
-            except PermissionError:  # it is there, but has become another user's
+            except OSError:  # it is there, but another user's by now; or /proc cannot be read, being out of descriptors
                 return True
             if self._gone:
                 self._reap_adopted()

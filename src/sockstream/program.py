@@ -106,6 +106,8 @@ class ProgramEnd:
         self._grace_timer: Timer | None = None
         self._ladder: process.Ladder | None = None
         self._watch: process.EndWatch | None = None
+        self._drain_timer: Timer | None = None
+        self._cutting_off = False
         self._terminal: int | None = None
         self.refused = False
         self._drained = self._link_over = self._group_over = self._done = False
@@ -230,8 +232,7 @@ class ProgramEnd:
 
     def _on_exit(self, status: Status) -> None:
         self.status = status
-        if self._terminal is not None:
-            process.take_terminal(self._terminal)
+        self._take_terminal()
         self._send(Exited(status))
         self.notices.detail(f"{self.job.name} {status.describe()}")
         if self._link_over:
@@ -239,10 +240,18 @@ class ProgramEnd:
         else:
             self._drain()
 
+    def _take_terminal(self) -> None:
+        """Have back the terminal that was left to the program."""
+        if self._terminal is not None:
+            process.take_terminal(self._terminal)
+            self._terminal = None
+
     def _drain(self) -> None:
         """Read the outputs to their end, or until they have been empty for the drain time while we could read."""
-        if self._drained or self._ladder is not None:
+        if self._drained or self._cutting_off or self._ladder is not None:
             return
+        if self._drain_timer is not None:
+            self._drain_timer.cancel()
         left = [source for source in self.endpoint.sources.values() if not source.ended]
         if not left:
             self._finish_output()
@@ -251,10 +260,12 @@ class ProgramEnd:
         waiting = [now if s.waiting_since is None else s.waiting_since for s in left]
         if now - max(waiting) >= DRAIN_TIME:
             self.notices.say(f"{self.job.name} left a process behind that holds its output: not read any further")
+            self._cutting_off = True
             for source in left:
                 source.end()
+            self._finish_output()
         else:
-            self.loop.call_later(max(0.05, DRAIN_TIME - (now - max(waiting))), self._drain)
+            self._drain_timer = self.loop.call_later(max(0.05, DRAIN_TIME - (now - max(waiting))), self._drain)
 
     def _finish_output(self) -> None:
         if self._drained:
@@ -273,9 +284,11 @@ class ProgramEnd:
     def _end_group(self) -> None:
         """End what is left of the program's group, or the program itself."""
         started = self.process
+        if self._ladder is not None or self._group_over:  # it is being done, and says when it is over
+            return
         if started is None or (started.reap() is not None and not started.group_alive()):
             self._on_group_over()  # the usual case: nothing is left, so no ladder is needed
-        elif self._ladder is None:
+        else:
             self._ladder = process.Ladder(self.loop, started, self._on_group_over)
 
     def _on_group_over(self) -> None:
@@ -390,6 +403,7 @@ class ProgramEnd:
         if self._done or not (self._link_over and self._group_over):
             return
         self._done = True
+        self._take_terminal()
         self._close_streams()
         if self._watch is not None:
             self._watch.cancel()

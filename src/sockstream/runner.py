@@ -39,14 +39,13 @@ class Runner:
         self.loop = Loop()
         self.status = 125
         self._wait = wait
-        self._raw = address.is_raw
+        self._address = address
         self._dialler = Dialler(self.loop, address, credentials, self._core, self._connected, self._failed)
         self.end = ProgramEnd(self.loop, job, self._new_session(), notices, self._on_broken, self._on_done)
 
     def run(self) -> int:
         """Do it, and return the exit status."""
-        if not self._raw:
-            self.credentials.key()  # a bad token file is told before anything is dialled
+        self.credentials.prepare_to_dial(self._address)
         for signum in FORWARDED:
             self.loop.on_signal(signum, lambda signum=signum: self._on_signal(signum))  # type: ignore[misc]  # a default binds it
         keep_freed_memory()
@@ -58,7 +57,7 @@ class Runner:
         return self.status
 
     def _new_session(self) -> Session | RawStream:
-        if self._raw:
+        if self._address.is_raw:
             return RawStream(sends=Channel.STDOUT, receives=Channel.STDIN)
         return Session(self.job.describe(os.urandom(16)))
 

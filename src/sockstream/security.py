@@ -54,6 +54,13 @@ class Security:
             self._key = auth.key_from_token(secret)
         return self._key
 
+    def prepare_to_dial(self, address: Address) -> None:
+        """Load what dialling needs, so that a bad token or authority is told before anything is dialled."""
+        if not address.is_raw:
+            self.key()
+        elif address.needs_tls:
+            self.client_context(address)
+
     def handshake(self, *, dials: bool, binding: bytes) -> Handshake:
         """Return a fresh handshake for one link."""
         from .auth import NONCE_SIZE

@@ -19,7 +19,7 @@ from .program import POLITE_TIME, Job, ProgramEnd
 from .raw import RawStream
 from .records import Kind
 from .runner import FORWARDED
-from .session import Session
+from .session import Session, State
 from .streams import keep_freed_memory
 
 TYPE_CHECKING = False
@@ -34,10 +34,21 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """Serve `job` on `address`. once: one program, whose status is ours; most: programs at a time."""
+    """Serve `job` on `address`.
+
+    once: one program, whose status is ours; most: programs at a time; listener: a socket that listens there already.
+    """
 
     def __init__(
-        self, job: Job, address: Address, credentials: Security, notices: Notices, *, once: bool, most: int
+        self,
+        job: Job,
+        address: Address,
+        credentials: Security,
+        notices: Notices,
+        *,
+        once: bool,
+        most: int,
+        listener: socket.socket | None = None,
     ) -> None:
         self.job = job
         self.credentials = credentials
@@ -47,9 +58,10 @@ class Server:
         self._once = once
         self._most = 1 if once else most
         self._address = address
+        self._listener = listener
         self._acceptor: Acceptor | None = None
         self._by_session: dict[bytes, ProgramEnd] = {}
-        self._ends: dict[ProgramEnd, None] = {}
+        self._ends: dict[ProgramEnd, str] = {}  # and the host of its first viewer
         self._stopping = False
 
     def run(self) -> int:
@@ -58,7 +70,7 @@ class Server:
             self.credentials.key()
         if self._address.needs_tls or not (self._address.is_unix or self._address.host_is_loopback):
             self.credentials.server_context(self._address)
-        listener, address = self._listen()
+        listener, address = (self._listener, self._address) if self._listener else transport.bind(self._address)
         self._acceptor = Acceptor(
             self.loop,
             listener,
@@ -81,12 +93,6 @@ class Server:
             self.loop.close()
         return self.status
 
-    def _listen(self) -> tuple[socket.socket, Address]:
-        inherited = transport.inherited_listener(os.environ, os.getpid())
-        if inherited is None:
-            return transport.bind(self._address)
-        return inherited, transport.listener_address(inherited, self._address)
-
     # ---- those who come
 
     def _on_link(self, driver: SocketDriver, link: Link) -> None:
@@ -108,9 +114,9 @@ class Server:
     def _refusal(self, link: Link, kind: Kind, known: ProgramEnd | None) -> tuple[GoAwayCode, str] | None:
         if kind is not Kind.VIEWER:
             return GoAwayCode.REFUSED, "this end runs programs and takes viewers: use sockstream connect"
-        if known is not None:
+        if known is not None and isinstance(known.session, Session) and known.session.state is not State.OVER:
             return None
-        if link.resumes:
+        if known is not None or link.resumes:
             return GoAwayCode.UNKNOWN_SESSION, "that program is not here any more"
         if self._stopping or len(self._ends) >= self._most:
             return GoAwayCode.FULL, f"as many programs as may run here ({self._most}) do already"
@@ -118,7 +124,7 @@ class Server:
 
     def _on_stream(self, driver: SocketDriver, stream: RawStream) -> None:
         """A raw peer has come: its program starts at once."""
-        if len(self._ends) >= self._most:  # of several that were in their TLS handshake
+        if self._stopping or len(self._ends) >= self._most:  # it was in its TLS handshake meanwhile
             raise LimitExceeded(f"refused: as many programs as may run here ({self._most}) do already")
         end = self._new_end(driver, stream, b"")
         end.endpoint.use(driver)
@@ -127,13 +133,14 @@ class Server:
         end.begin()
 
     def _new_end(self, driver: SocketDriver, session: Session | RawStream, session_id: bytes) -> ProgramEnd:
-        environ = transport.ucspi_environment(driver.sock, len(self._ends) + 1)
+        host = transport.peer_text(driver.sock).rpartition(":")[0]
+        environ = transport.ucspi_environment(driver.sock, list(self._ends.values()).count(host) + 1)
 
         def done(status: int) -> None:
             self._forget(end, session_id, status)
 
         end = ProgramEnd(self.loop, self.job, session, self.notices, self._on_broken, done, environ)
-        self._ends[end] = None
+        self._ends[end] = host
         if session_id:
             self._by_session[session_id] = end
         return end
@@ -161,6 +168,8 @@ class Server:
         again, self._stopping = self._stopping, True
         # A service that is told to stop has not failed; one program that never came has no status.
         self.status = 0 if signum == signal.SIGTERM and not self._once else 128 + signum
+        if self._address.is_raw and self._acceptor is not None:
+            self._acceptor.pause()
         for end in list(self._ends):
             if again or not end.signal(signum):
                 end.give_up("stopped")

@@ -367,9 +367,9 @@ def _look_up(address: Address) -> list[tuple[int, SockAddr]]:
         found = socket.getaddrinfo(address.host.encode(), address.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         message = f"cannot find the host {address.host!r}: {error.strerror}"
-        if error.errno == socket.EAI_AGAIN:
-            raise ConnectionLost(f"{message}: is the network up?") from error
-        raise AddressError(f"{message}: check the name, or write its IP address") from error
+        if error.errno == socket.EAI_NONAME:
+            raise AddressError(f"{message}: check the name, or write its IP address") from error
+        raise ConnectionLost(f"{message}: is the network up?") from error
     return list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
 
 

@@ -190,6 +190,8 @@ def _lock(path: str) -> int:
 def _unlock(fd: int, path: str) -> None:
     try:
         os.unlink(f"{path}.lock")
+    except FileNotFoundError:  # somebody sweeps the folder
+        return
     finally:
         os.close(fd)
 

@@ -174,10 +174,10 @@ def own_address() -> str:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing: the system only says from where it would
         except OSError:
-            pytest.skip("no address beyond loopback")
+            pytest.skip("this machine has no address but loopback")
         host: str = probe.getsockname()[0]
     if address.is_loopback(host):
-        pytest.skip("no address beyond loopback")
+        pytest.skip("this machine has no address but loopback")
     return host
 
 

@@ -42,6 +42,7 @@ class Connecting:
         self.credentials = credentials
         self.notices = notices
         self.terminal = Terminal(notices, crlf=crlf)
+        self._address = address
         self._wait = wait
         self._grace = grace
         self._dialler = Dialler(self.terminal.loop, address, credentials, self._core, self._connected, self._failed)
@@ -59,8 +60,7 @@ class Connecting:
         return self.terminal.run(self._start, self._dialler.stop)
 
     def _start(self) -> None:
-        if isinstance(self.viewing.session, Session):
-            self.credentials.key()
+        self.credentials.prepare_to_dial(self._address)
         self._dialler.start(self._wait)
 
     def _new_session(self, address: Address) -> Session | RawStream:

@@ -47,15 +47,16 @@ class LineSink:
         self._screen = screen
         self._timestamps = timestamps
         self._held = bytearray()
-        self._held_taken: list[Callable[[int], None]] = []
+        self._on_taken: Callable[[int], None] = _nothing
         self._timer: Timer | None = None
 
     def write(self, data: memoryview, on_taken: Callable[[int], None]) -> None:
         """Show the lines that `data` completes; hold the rest back for a moment."""
         self._held += data
-        self._held_taken.append(on_taken)
+        self._on_taken = on_taken
         size = self._held.rfind(b"\n") + 1
         if size:
+            self._stop_waiting()  # what is unfinished now is another line, with a moment of its own
             self._show(size)
         if len(self._held) > MAX_HELD:
             self._show(len(self._held))
@@ -72,21 +73,21 @@ class LineSink:
             on_finished()
 
     def _show_unfinished(self) -> None:
+        self._stop_waiting()
+        if self._held:
+            self._show(len(self._held))
+
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._held:
-            self._show(len(self._held))
 
     def _show(self, size: int) -> None:
         """Write the first `size` held bytes, prefixed; they are taken when the last of that is written."""
         data = bytes(self._held[:size])
         del self._held[:size]
         shown = self._prefixed(data)
-        on_taken = self._held_taken[-1]
-        if not self._held:
-            self._held_taken.clear()
-        left = len(shown)
+        on_taken, left = self._on_taken, len(shown)
 
         def written(count: int) -> None:
             nonlocal left
@@ -114,3 +115,7 @@ class LineSink:
     def _time() -> bytes:
         now = time.time()
         return f"{time.strftime('%H:%M:%S', time.localtime(now))}.{int(now * 1000) % 1000:03} ".encode()
+
+
+def _nothing(_count: int) -> None:
+    return
