@@ -60,12 +60,12 @@ Every line came when it was printed, the question was answered from another proc
 status is known at both ends. The script was not touched.
 
 Try next, in two terminals:
-  sockstream listen
-  sockstream run -- PROGRAM
+  {0} listen
+  {0} run -- PROGRAM
 
 or let the program wait, on this machine or another one that has your token:
-  sockstream serve :7411 -- PROGRAM
-  sockstream connect :7411
+  {0} serve :7411 -- PROGRAM
+  {0} connect :7411
 """
 
 
@@ -135,7 +135,7 @@ class _Demo:
         if self._statuses != {_VIEWER: _STATUS, _PROGRAM: _STATUS}:
             self._write("\nThat is not how it should be: please report it, with the lines above.\n")
             return 125
-        self._write(_CONCLUSION)
+        self._write(_CONCLUSION.format(_command()))
         return 0
 
     def _begin(self, name: str, *arguments: str) -> None:
@@ -233,3 +233,11 @@ class _Demo:
         data = text.encode("utf-8", "replace")
         while data:
             data = data[os.write(1, data) :]
+
+
+def _command() -> str:
+    """Return what to type for the command: its path, where PATH does not have it (as after `make demo`)."""
+    beside = os.path.join(os.path.dirname(sys.executable), "sockstream")
+    if shutil.which("sockstream") or not os.path.exists(beside):
+        return "sockstream"
+    return os.path.relpath(beside)
