@@ -256,6 +256,31 @@ def test_a_listening_socket_is_taken_over(kind: str) -> None:
         assert server.wait() == 0
 
 
+def test_a_socket_that_is_taken_over_is_judged_by_where_it_listens() -> None:
+    """Raw and open to the network needs --insecure, whatever address was typed."""
+    code = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
+    code += "os.execv(sys.executable, [sys.executable, '-m', 'sockstream', *sys.argv[2:]])"
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        command = [sys.executable, "-c", code, str(listening.fileno())]
+        environ = {**os.environ, "LISTEN_FDS": "1"}
+        words = ["serve", "--once", "tcp://127.0.0.1:1", "--", "true"]
+        with Running(*words, command=command, env=environ, pass_fds=[listening.fileno()]) as server:
+            assert server.wait() == 125
+            assert b"--insecure" in server.stderr
+
+
+def test_nohup_keeps_a_service() -> None:
+    """A hang-up that was ignored at the start stays ignored; SIGTERM still ends the service."""
+    words = ["-c", 'trap "" HUP; exec "$0" -m sockstream serve :0 -- cat', sys.executable]
+    with Running(*words, command=["sh"]) as server:
+        assert server.address.startswith("sock://127.0.0.1:")
+        server.process.send_signal(signal.SIGHUP)
+        with Running("connect", server.address, **null()) as viewer:
+            assert viewer.wait() == 0
+        server.process.terminate()
+        assert server.wait() == 0
+
+
 def listener(kind: str) -> tuple[socket.socket, str]:
     """Return a listening socket, and the sockstream address that it has."""
     if kind.endswith("unix"):

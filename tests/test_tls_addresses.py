@@ -411,6 +411,7 @@ def test_a_tls_hello_at_a_unix_end(tmp_path: Path) -> None:
             sock.connect(f"{tmp_path}/s")
             with pytest.raises((ssl.SSLError, OSError)):
                 client_context().wrap_socket(sock)
+        wait_until(lambda: victim.lines, 5, "a line about it")
         [line] = victim.lines
         assert b"a Unix socket takes the plain protocol only" in line
 

@@ -227,9 +227,7 @@ def test_once_is_once_also_in_tls(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["sock", "sock+tls"])
-@pytest.mark.parametrize(
-    "data", [b"", b"\x93SKS\r\n\x1a\n\1\0\0\0\x21\0\0\0\1" + bytes(64), b"\x16\x03\x01\x02\x00noise"]
-)
+@pytest.mark.parametrize("data", BEGINNINGS.values(), ids=BEGINNINGS)
 def test_two_thousand_strangers_leave_nothing(scheme: str, data: bytes, tmp_path: Path) -> None:
     """Neither memory nor descriptors, however they begin; the log has at most a line a second."""
     with Victim("serve", waiting_address(scheme, tmp_path), tmp_path) as victim:
