@@ -41,12 +41,12 @@ class Ends:
     def dial(self, relay: Relay) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a link through the relay."""
         client = socket.socket(self.family)
-        client.settimeout(limit(10))
         try:
-            client.connect(parse(relay.address))
+            client.connect(parse(relay.address))  # before the time-out is set: with one, connect() itself sees a reset
         except OSError:
             client.close()
             raise
+        client.settimeout(limit(10))
         server, _ = self.target.accept()
         server.settimeout(limit(10))
         return client, server

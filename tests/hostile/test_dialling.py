@@ -104,7 +104,7 @@ ANSWERS: dict[str, tuple[Talk, bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["run", "connect"])
+@pytest.mark.parametrize("name", ["run", pytest.param("connect", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("talk", "reason"), ANSWERS.values(), ids=ANSWERS)
 def test_the_wrong_answer_is_final(name: str, talk: Talk, reason: bytes, tmp_path: Path) -> None:
     """One attempt although there was time for more, one line that says why, 125, and the program never starts."""
