@@ -269,6 +269,33 @@ def test_a_socket_that_is_taken_over_is_judged_by_where_it_listens() -> None:
             assert b"--insecure" in server.stderr
 
 
+def test_a_raw_service_that_stops_takes_nobody_new() -> None:
+    """After SIGTERM a program that ignores it goes on, but whoever comes now gets none; a second one ends it all."""
+    with Running("serve", "tcp://127.0.0.1:0", "--", "sh", "-c", 'trap "" TERM; echo up; sleep 60') as server:
+        port = int(server.address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as first:
+            first.settimeout(limit(10))
+            assert first.recv(16) == b"up\n"
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)  # the signal has been handled by then, or the next line proves nothing: it would be served
+            with socket.create_connection(("127.0.0.1", port)) as second:
+                second.settimeout(1)
+                with pytest.raises(TimeoutError):
+                    second.recv(16)
+                server.process.send_signal(signal.SIGTERM)
+                assert server.wait() == 0
+
+
+@pytest.mark.slow
+def test_output_that_is_held_is_told_once() -> None:
+    """A process that holds both outputs after the program's end is one line, not one for each of them."""
+    with Running("listen", "--once", ":0", **null()) as viewer:
+        address = viewer.address
+        with Running("run", "--to", address, "--", "sh", "-c", "sleep 60 & exit 4", **null()) as runner:
+            assert (runner.wait(), viewer.wait()) == (4, 4)
+            assert runner.stderr.count(b"left a process behind") == 1
+
+
 def test_nohup_keeps_a_service() -> None:
     """A hang-up that was ignored at the start stays ignored; SIGTERM still ends the service."""
     words = ["-c", 'trap "" HUP; exec "$0" -m sockstream serve :0 -- cat', sys.executable]
